@@ -1,1 +1,4 @@
-//! .
+//! The gvmm virtual machine monitor: command line, machine assembly, accelerators and the plugin host.
+
+pub mod hypervisor;
+pub mod memory;

@@ -1,1 +1,2 @@
-//! .
+//! What a gvmm device plugin is made of.
+pub mod fdt;
