@@ -1,0 +1,211 @@
+//! Devices of loaded plugins, behind the traits that any device implements.
+//!
+//! A device that panics has failed: the host is told once, and from then on it reads as zero, takes nothing and starts
+//! no queue. The rest of the machine goes on.
+
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use abi_stable::std_types::{ROption, RStr, RString};
+
+use super::manifest::Manifest;
+use crate::abi::device::RawDeviceBox;
+use crate::abi::extension::{MMIO, VIRTIO};
+use crate::abi::host::Host;
+use crate::abi::mmio::{RawMmioArc, import_layout};
+use crate::abi::status;
+use crate::abi::virtio::RawVirtioArc;
+use crate::fdt::FdtNode;
+use crate::interrupt::Interrupt;
+use crate::metrics::Metric;
+use crate::mmio::{AccessError, MmioDevice, MmioLayout, Width};
+use crate::virtio::{QueueSetup, QueueState, VirtioDevice, VirtioTraits};
+
+pub use crate::export::Device as Instance;
+
+impl Instance {
+    /// Asks a plugin's device for the interface of its kind.
+    pub(crate) fn new(
+        device: RawDeviceBox,
+        manifest: &Manifest,
+        host: Arc<dyn Host>,
+    ) -> Result<Self, String> {
+        let id = match manifest.kind.as_str() {
+            "mmio" => MMIO,
+            "virtio" => VIRTIO,
+            other => return Err(format!("this gvmm knows no device kind '{other}': update gvmm")),
+        };
+        let ROption::RSome(found) = device.extension(RStr::from(id)) else {
+            return Err(format!("the plugin says it is {}, but does not offer {id}", manifest.kind));
+        };
+        let base = Base { device, host, failed: AtomicBool::new(false) };
+        let incompatible = |_| format!("its {id} interface is not the one of this gvmm: rebuild the plugin");
+        if id == MMIO {
+            let raw: RawMmioArc = found.open().map_err(incompatible)?;
+            let layout = raw.layout().map(import_layout).into_result().map_err(RString::into_string)?;
+            return Ok(Self::mmio(Mmio { raw, base, layout }));
+        }
+        let raw: RawVirtioArc = found.open().map_err(incompatible)?;
+        let traits = raw.traits().map(VirtioTraits::from).into_result().map_err(RString::into_string)?;
+        Ok(Self::virtio(Virtio { raw, base, traits }))
+    }
+}
+
+/// What devices of all kinds share.
+struct Base {
+    device: RawDeviceBox,
+    host: Arc<dyn Host>,
+    failed: AtomicBool,
+}
+
+impl Base {
+    fn failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    fn fail(&self, reason: &str) {
+        if !self.failed.swap(true, Ordering::Relaxed) {
+            self.host.device_failed(reason);
+        }
+    }
+
+    fn reset(&self) {
+        if self.failed() {
+            return;
+        }
+        if let ROption::RSome(panic) = self.device.reset() {
+            self.fail(&panic);
+        }
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        let metrics = self.device.metrics().into_iter();
+        metrics.map(|pair| Metric { name: pair.0.into_string(), value: pair.1 }).collect()
+    }
+}
+
+struct Mmio {
+    raw: RawMmioArc,
+    base: Base,
+    layout: MmioLayout,
+}
+
+impl Mmio {
+    /// The error for a status; a panic makes the device a failed one.
+    fn error(&self, code: u32, what: &str, window: u32, offset: u64) -> AccessError {
+        match code {
+            status::NO_REGISTER => AccessError::NoRegister,
+            status::WIDTH => AccessError::Width,
+            status::DIRECTION => AccessError::Direction,
+            status::PANICKED => {
+                self.base.fail(&format!("panicked in a {what} of register {offset:#x} of window {window}"));
+                AccessError::Failed
+            }
+            _ => AccessError::Failed,
+        }
+    }
+}
+
+impl MmioDevice for Mmio {
+    fn layout(&self) -> MmioLayout {
+        self.layout.clone()
+    }
+
+    fn node(&self) -> FdtNode {
+        let node = self.raw.node().into_result().map_err(RString::into_string).and_then(FdtNode::try_from);
+        node.unwrap_or_else(|error| {
+            self.base.fail(&error);
+            FdtNode::default()
+        })
+    }
+
+    fn start(&self, lines: Vec<Interrupt>) -> Result<(), String> {
+        let fds = lines.into_iter().map(|line| OwnedFd::from(line.into_event()).into_raw_fd()).collect();
+        self.raw.start(fds).into_result().map_err(RString::into_string)
+    }
+
+    fn read(&self, window: u32, offset: u64, width: Width) -> Result<u64, AccessError> {
+        if self.base.failed() {
+            return Err(AccessError::Failed);
+        }
+        let answer = self.raw.read(window, offset, width as u8);
+        if answer.status == status::OK {
+            return Ok(answer.value);
+        }
+        Err(self.error(answer.status, "read", window, offset))
+    }
+
+    fn write(&self, window: u32, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
+        if self.base.failed() {
+            return Err(AccessError::Failed);
+        }
+        match self.raw.write(window, offset, width as u8, value) {
+            status::OK => Ok(()),
+            code => Err(self.error(code, "write", window, offset)),
+        }
+    }
+
+    fn reset(&self) {
+        self.base.reset();
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        self.base.metrics()
+    }
+}
+
+struct Virtio {
+    raw: RawVirtioArc,
+    base: Base,
+    traits: VirtioTraits,
+}
+
+impl VirtioDevice for Virtio {
+    fn traits(&self) -> VirtioTraits {
+        self.traits.clone()
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        if self.base.failed() {
+            return;
+        }
+        if self.raw.read_config(offset, data.into()) != status::OK {
+            self.base.fail("panicked in a read of configuration space");
+        }
+    }
+
+    fn write_config(&self, offset: u32, data: &[u8]) {
+        if self.base.failed() {
+            return;
+        }
+        if self.raw.write_config(offset, data.into()) != status::OK {
+            self.base.fail("panicked in a write of configuration space");
+        }
+    }
+
+    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
+        if self.base.failed() {
+            return Err("the device has failed".to_owned());
+        }
+        self.raw.start_queue(index, setup.into()).into_result().map_err(RString::into_string)
+    }
+
+    fn stop_queue(&self, index: u16) -> Option<QueueState> {
+        match self.raw.stop_queue(index).into_result() {
+            Ok(state) => state.map(QueueState::from).into_option(),
+            Err(panic) => {
+                self.base.fail(&panic);
+                None
+            }
+        }
+    }
+
+    fn reset(&self) {
+        self.base.reset();
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        self.base.metrics()
+    }
+}

@@ -1,0 +1,84 @@
+//! A plugin library that is loaded into this process, for good.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use abi_stable::library::lib_header_from_path;
+use abi_stable::std_types::{RString, Tuple2};
+
+use super::instance::Instance;
+use super::manifest::{Manifest, PluginError};
+use crate::abi::host::{Host, export_host};
+use crate::abi::root::PluginRootRef;
+use crate::options::Values;
+
+/// A loaded plugin. Its code stays in the process until the end; objects it made can be dropped.
+#[derive(Clone)]
+pub struct Library {
+    path: PathBuf,
+    manifest: Manifest,
+    root: PluginRootRef,
+}
+
+impl Library {
+    /// Loads a plugin file: reads its manifest, then runs its code.
+    ///
+    /// `max_level` is the most detailed log level wanted from it (1 error to 5 trace).
+    pub fn load(path: &Path, max_level: u8) -> Result<Self, PluginError> {
+        let manifest = Manifest::read(path)?;
+        let failed = |what: &str, report: String| PluginError::Load {
+            path: path.to_owned(),
+            what: what.to_owned(),
+            report,
+        };
+        // dlopen searches the library path for a name without a slash.
+        let file =
+            std::path::absolute(path).map_err(|e| failed("its path cannot be resolved", e.to_string()))?;
+        let header = lib_header_from_path(&file).map_err(|e| {
+            let report = e.to_string();
+            let first =
+                report.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned();
+            failed(&format!("the library cannot be loaded: {first}"), report)
+        })?;
+        let root = header.init_root_module::<PluginRootRef>().map_err(|e| {
+            failed(
+                "its binary interface is not the one of this gvmm: rebuild it with the same gvmm-plugin-api",
+                e.to_string(),
+            )
+        })?;
+        root.init()(max_level);
+        let told = root.descriptor()();
+        if serde_json::from_str::<Manifest>(told.as_str()).ok().as_ref() != Some(&manifest) {
+            return Err(failed(
+                "its descriptor section and its code disagree: rebuild it",
+                told.as_str().to_owned(),
+            ));
+        }
+        Ok(Self { path: path.to_owned(), manifest, root })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Makes a device.
+    pub fn create(&self, values: &Values, host: Arc<dyn Host>) -> Result<Instance, PluginError> {
+        let options =
+            values.iter().map(|(name, value)| Tuple2(RString::from(name), RString::from(value))).collect();
+        let device = self.root.create()(options, export_host(host.clone())).into_result();
+        let refused = |what: String| PluginError::Create { device: self.manifest.name.clone(), what };
+        Instance::new(device.map_err(|e| refused(e.into_string()))?, &self.manifest, host).map_err(refused)
+    }
+}
+
+impl std::fmt::Debug for Library {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Library").field("path", &self.path).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,258 @@
+//! Guest memory as a device may see it.
+//!
+//! A view holds only what the host may touch: memory that is lent to a protected guest is in no view, so an address
+//! in it is an error like any address outside RAM. Every access is bounds-checked and volatile; the guest may change
+//! any byte at any time, so a device reads each field once and works on the copy.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+    VolatileSlice,
+};
+
+/// A piece of guest memory that is mapped into this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryRegion {
+    guest_address: u64,
+    size: u64,
+    host_address: usize,
+    file: Option<(i32, u64)>,
+}
+
+impl MemoryRegion {
+    /// A region of `size` bytes, mapped at `host_address`; `file` is a descriptor that other processes can map and the
+    /// offset in it, when the memory is not private.
+    ///
+    /// # Safety
+    ///
+    /// The range must be mapped readable and writable in this process as long as a copy of the region or anything
+    /// made from one is in use, and `file` must stay open as long.
+    pub const unsafe fn new(
+        guest_address: u64,
+        size: u64,
+        host_address: usize,
+        file: Option<(i32, u64)>,
+    ) -> Self {
+        Self { guest_address, size, host_address, file }
+    }
+
+    /// Guest address of the first byte.
+    pub fn guest_address(&self) -> u64 {
+        self.guest_address
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Address in this process.
+    pub fn host_address(&self) -> usize {
+        self.host_address
+    }
+
+    /// A descriptor that other processes can map, borrowed from the machine, and the offset of the first byte in it.
+    pub fn file(&self) -> Option<(i32, u64)> {
+        self.file
+    }
+}
+
+/// Why guest memory could not be accessed.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The range is not wholly in guest memory that the host may touch.
+    #[error("guest range {address:#x}+{size:#x} is not in memory shared with devices")]
+    OutOfRange {
+        /// Guest address.
+        address: u64,
+        /// Size in bytes.
+        size: usize,
+    },
+    /// The regions of a view overlap or cannot be described.
+    #[error("guest memory regions are unusable: {0}")]
+    Regions(String),
+    /// A file operation on guest memory failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A view of guest memory. Clones are cheap and show the same memory.
+#[derive(Debug, Clone)]
+pub struct GuestMemory(Arc<GuestMemoryMmap<()>>);
+
+/// A range of guest memory: address and length in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestRange {
+    /// Guest address.
+    pub address: u64,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+impl GuestMemory {
+    /// A view of regions.
+    pub fn new(regions: &[MemoryRegion]) -> Result<Self, MemoryError> {
+        let broken = |error: &dyn std::fmt::Display| MemoryError::Regions(error.to_string());
+        let mut mapped = Vec::with_capacity(regions.len());
+        for region in regions {
+            let size = usize::try_from(region.size).map_err(|e| broken(&e))?;
+            let host = std::ptr::with_exposed_provenance_mut(region.host_address);
+            let (protection, flags) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
+            // SAFETY: whoever made the region promised that the range is mapped and stays so (`MemoryRegion::new`).
+            let mapping =
+                unsafe { MmapRegion::build_raw(host, size, protection, flags) }.map_err(|e| broken(&e))?;
+            let region = GuestRegionMmap::new(mapping, GuestAddress(region.guest_address))
+                .ok_or_else(|| broken(&"a region wraps the address space"))?;
+            mapped.push(region);
+        }
+        mapped.sort_by_key(|region| vm_memory::GuestMemoryRegion::start_addr(region).raw_value());
+        Ok(Self(Arc::new(GuestMemoryMmap::from_regions(mapped).map_err(|e| broken(&e))?)))
+    }
+
+    /// The vm-memory object under the view.
+    pub(crate) fn inner(&self) -> &GuestMemoryMmap<()> {
+        &self.0
+    }
+
+    /// Whether the whole range is in the view.
+    pub fn contains(&self, address: u64, size: usize) -> bool {
+        self.slice(address, size).is_ok()
+    }
+
+    /// Copies guest memory into `data`.
+    pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), MemoryError> {
+        let size = data.len();
+        self.0.read_slice(data, GuestAddress(address)).map_err(|_| MemoryError::OutOfRange { address, size })
+    }
+
+    /// Copies `data` into guest memory.
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), MemoryError> {
+        let size = data.len();
+        self.0.write_slice(data, GuestAddress(address)).map_err(|_| MemoryError::OutOfRange { address, size })
+    }
+
+    /// Fills a range with a byte.
+    pub fn fill(&self, address: u64, size: usize, byte: u8) -> Result<(), MemoryError> {
+        let slice = self.slice(address, size)?;
+        let guard = slice.ptr_guard_mut();
+        // SAFETY: the slice is mapped, writable and `size` bytes long; the guest may race, which the bytes bear.
+        unsafe { std::ptr::write_bytes(guard.as_ptr(), byte, size) };
+        Ok(())
+    }
+
+    fn slice(&self, address: u64, size: usize) -> Result<VolatileSlice<'_, impl BitmapSlice>, MemoryError> {
+        self.0.get_slice(GuestAddress(address), size).map_err(|_| MemoryError::OutOfRange { address, size })
+    }
+
+    /// Reads from a file straight into guest ranges; the number of bytes read, short only at the end of the file.
+    pub fn read_file_at(
+        &self,
+        ranges: &[GuestRange],
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<usize, MemoryError> {
+        self.transfer(ranges, offset, |iov, offset| {
+            // SAFETY: the vectors name mapped guest memory, checked by `transfer`.
+            unsafe { libc::preadv(file.as_raw_fd(), iov.as_ptr(), count(iov), offset) }
+        })
+    }
+
+    /// Writes guest ranges straight to a file; all bytes or an error.
+    pub fn write_file_at(
+        &self,
+        ranges: &[GuestRange],
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<usize, MemoryError> {
+        self.transfer(ranges, offset, |iov, offset| {
+            // SAFETY: the vectors name mapped guest memory, checked by `transfer`.
+            unsafe { libc::pwritev(file.as_raw_fd(), iov.as_ptr(), count(iov), offset) }
+        })
+    }
+
+    /// Reads a stream once (socket, pipe, tap) into guest ranges; the number of bytes read, 0 at its end.
+    pub fn read_stream(&self, ranges: &[GuestRange], stream: BorrowedFd<'_>) -> Result<usize, MemoryError> {
+        let iov = self.io_vectors(ranges)?;
+        // SAFETY: the vectors name mapped guest memory, checked by `io_vectors`.
+        Ok(checked(|| unsafe { libc::readv(stream.as_raw_fd(), iov.as_ptr(), count(&iov)) })?)
+    }
+
+    /// Writes guest ranges to a stream once; the number of bytes that it took.
+    pub fn write_stream(&self, ranges: &[GuestRange], stream: BorrowedFd<'_>) -> Result<usize, MemoryError> {
+        let iov = self.io_vectors(ranges)?;
+        // SAFETY: the vectors name mapped guest memory, checked by `io_vectors`.
+        Ok(checked(|| unsafe { libc::writev(stream.as_raw_fd(), iov.as_ptr(), count(&iov)) })?)
+    }
+
+    /// Host vectors for guest ranges, for I/O interfaces that take pointers (io_uring).
+    pub fn io_vectors(&self, ranges: &[GuestRange]) -> Result<Vec<libc::iovec>, MemoryError> {
+        let vector = |range: &GuestRange| {
+            let slice = self.slice(range.address, range.len as usize)?;
+            Ok(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: range.len as usize })
+        };
+        ranges.iter().map(vector).collect()
+    }
+
+    /// Repeats a vectored file operation until all ranges are done or the file ends.
+    fn transfer(
+        &self,
+        ranges: &[GuestRange],
+        offset: u64,
+        mut operation: impl FnMut(&[libc::iovec], i64) -> isize,
+    ) -> Result<usize, MemoryError> {
+        let iov = self.io_vectors(ranges)?;
+        let mut rest: &mut [libc::iovec] = &mut iov.into_iter().collect::<Vec<_>>();
+        let mut done = 0;
+        while !rest.is_empty() {
+            let position = offset.checked_add(done as u64).and_then(|at| i64::try_from(at).ok());
+            let position = position.ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))?;
+            let moved = checked(|| operation(&rest[..rest.len().min(MAX_VECTORS)], position))?;
+            if moved == 0 {
+                break;
+            }
+            done += moved;
+            rest = advance(rest, moved);
+        }
+        Ok(done)
+    }
+}
+
+/// Largest number of vectors one call takes: `UIO_MAXIOV` of Linux.
+const MAX_VECTORS: usize = 1024;
+
+fn count(iov: &[libc::iovec]) -> i32 {
+    // At most MAX_VECTORS for files; the kernel refuses longer lists for streams.
+    i32::try_from(iov.len()).unwrap_or(i32::MAX)
+}
+
+/// Runs a system call until it is not interrupted.
+fn checked(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        if let Ok(n) = usize::try_from(call()) {
+            return Ok(n);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// The vectors that remain after `moved` bytes.
+fn advance(mut iov: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
+    while let Some(first) = iov.first_mut() {
+        if moved < first.iov_len {
+            first.iov_base = first.iov_base.wrapping_byte_add(moved);
+            first.iov_len -= moved;
+            break;
+        }
+        moved -= first.iov_len;
+        iov = &mut iov[1..];
+    }
+    iov
+}

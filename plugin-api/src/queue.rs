@@ -1,0 +1,211 @@
+//! A split virtqueue as a device sees it (virtio 1.2, 2.7).
+//!
+//! Everything in the rings is the guest's and may be nonsense: what cannot be followed is a [`QueueError`], after
+//! which the device asks for a reset; an address outside guest memory shows when it is used.
+
+use std::io;
+use std::num::Wrapping;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+use crate::interrupt::Interrupt;
+use crate::memory::{GuestMemory, GuestRange, MemoryError};
+use crate::virtio::{F_EVENT_IDX, QueueSetup, QueueState};
+
+/// Why a queue cannot go on. The device must be reset by the driver.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The set-up itself is refused.
+    #[error("the queue's rings are not in guest memory or not aligned")]
+    Rings,
+    /// A ring cannot be read or written, or its index runs ahead of its size.
+    #[error("the queue's rings are broken: {0}")]
+    Broken(String),
+    /// A chain loops, ends outside the table, or has a buffer to read behind one to write.
+    #[error("descriptor chain {head} is malformed")]
+    Chain {
+        /// Index of its first descriptor.
+        head: u16,
+    },
+    /// A buffer of a request could not be used and the request has no way to say so.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The device's own side failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A request: buffers for the device to read, then buffers for it to write.
+///
+/// It goes back to the driver by [`VirtQueue::push`]; a chain that is dropped is never completed.
+#[derive(Debug, Default)]
+pub struct Chain {
+    head: u16,
+    readable: Vec<GuestRange>,
+    writable: Vec<GuestRange>,
+}
+
+impl Chain {
+    /// Index of the first descriptor: unique among the requests in flight.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Buffers for the device to read.
+    pub fn readable(&self) -> &[GuestRange] {
+        &self.readable
+    }
+
+    /// Buffers for the device to write.
+    pub fn writable(&self) -> &[GuestRange] {
+        &self.writable
+    }
+
+    /// Copies the first bytes of the readable buffers; whether there were enough.
+    pub fn read(&self, memory: &GuestMemory, offset: u64, data: &mut [u8]) -> Result<bool, MemoryError> {
+        let mut done = 0;
+        for range in sub_ranges(&self.readable, offset, data.len() as u64) {
+            let len = range.len as usize;
+            memory.read(range.address, &mut data[done..done + len])?;
+            done += len;
+        }
+        Ok(done == data.len())
+    }
+
+    /// Copies data to an offset of the writable buffers; whether there was room for all.
+    pub fn write(&self, memory: &GuestMemory, offset: u64, data: &[u8]) -> Result<bool, MemoryError> {
+        let mut done = 0;
+        for range in sub_ranges(&self.writable, offset, data.len() as u64) {
+            let len = range.len as usize;
+            memory.write(range.address, &data[done..done + len])?;
+            done += len;
+        }
+        Ok(done == data.len())
+    }
+}
+
+/// Total length of ranges in bytes.
+pub fn total_len(ranges: &[GuestRange]) -> u64 {
+    ranges.iter().map(|range| u64::from(range.len)).sum()
+}
+
+/// The part of ranges that begins at an offset and has at most `len` bytes.
+pub fn sub_ranges(ranges: &[GuestRange], offset: u64, len: u64) -> impl Iterator<Item = GuestRange> + '_ {
+    let mut skip = offset;
+    let mut left = len;
+    ranges.iter().filter_map(move |range| {
+        let skipped = skip.min(u64::from(range.len));
+        skip -= skipped;
+        let taken = (u64::from(range.len) - skipped).min(left);
+        left -= taken;
+        // `taken` is at most `range.len`, which is 32 bits wide.
+        (taken > 0).then(|| GuestRange { address: range.address.wrapping_add(skipped), len: taken as u32 })
+    })
+}
+
+/// A virtqueue that has been started.
+#[derive(Debug)]
+pub struct VirtQueue {
+    queue: Queue,
+    memory: GuestMemory,
+    call: Interrupt,
+    spare: Vec<Chain>,
+}
+
+impl VirtQueue {
+    /// Takes over a queue that the driver has set up.
+    pub fn new(setup: QueueSetup) -> Result<Self, QueueError> {
+        let memory = GuestMemory::new(&setup.memory)?;
+        let mut queue = Queue::new(setup.size).map_err(|_| QueueError::Rings)?;
+        let halves = |address: u64| (Some(address as u32), Some((address >> 32) as u32));
+        let (low, high) = halves(setup.descriptor_table);
+        queue.set_desc_table_address(low, high);
+        let (low, high) = halves(setup.available_ring);
+        queue.set_avail_ring_address(low, high);
+        let (low, high) = halves(setup.used_ring);
+        queue.set_used_ring_address(low, high);
+        queue.set_event_idx(setup.features & F_EVENT_IDX != 0);
+        queue.set_next_avail(setup.state.next_avail);
+        queue.set_next_used(setup.state.next_used);
+        queue.set_ready(true);
+        if !queue.is_valid(memory.inner()) {
+            return Err(QueueError::Rings);
+        }
+        Ok(Self { queue, memory, call: setup.call, spare: Vec::new() })
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Number of entries.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Takes the next request, if there is one.
+    pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
+        let mut heads =
+            self.queue.iter(self.memory.inner()).map_err(|e| QueueError::Broken(e.to_string()))?;
+        let Some(descriptors) = heads.next() else { return Ok(None) };
+        let mut chain = self.spare.pop().unwrap_or_default();
+        chain.head = descriptors.head_index();
+        let malformed = QueueError::Chain { head: chain.head };
+        // The iterator ends at the table's size; one that was cut short has its last descriptor pointing on.
+        let mut ended = false;
+        for descriptor in descriptors {
+            let range = GuestRange { address: descriptor.addr().0, len: descriptor.len() };
+            if descriptor.is_write_only() {
+                chain.writable.push(range);
+            } else if chain.writable.is_empty() {
+                chain.readable.push(range);
+            } else {
+                return Err(malformed);
+            }
+            ended = !descriptor.has_next();
+        }
+        if ended { Ok(Some(chain)) } else { Err(malformed) }
+    }
+
+    /// Gives a request back to the driver, `written` bytes of its writable buffers being filled.
+    ///
+    /// The driver is interrupted by [`VirtQueue::signal`].
+    pub fn push(&mut self, mut chain: Chain, written: u32) -> Result<(), QueueError> {
+        let added = self.queue.add_used(self.memory.inner(), chain.head, written);
+        chain.readable.clear();
+        chain.writable.clear();
+        self.spare.push(chain);
+        added.map_err(|e| QueueError::Broken(e.to_string()))
+    }
+
+    /// Puts the request that was popped last back, as if it had never been taken.
+    pub fn unpop(&mut self, chain: Chain) {
+        drop(chain);
+        self.queue.set_next_avail((Wrapping(self.queue.next_avail()) - Wrapping(1)).0);
+    }
+
+    /// Interrupts the driver if it wants to know of what was pushed since the last signal.
+    pub fn signal(&mut self) -> Result<(), QueueError> {
+        let wanted = self.queue.needs_notification(self.memory.inner());
+        if wanted.map_err(|e| QueueError::Broken(e.to_string()))? {
+            self.call.raise();
+        }
+        Ok(())
+    }
+
+    /// Asks the driver for no kicks.
+    pub fn disable_kicks(&mut self) -> Result<(), QueueError> {
+        self.queue.disable_notification(self.memory.inner()).map_err(|e| QueueError::Broken(e.to_string()))
+    }
+
+    /// Asks the driver for kicks again; whether requests have come meanwhile, for which there will be no kick.
+    pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
+        self.queue.enable_notification(self.memory.inner()).map_err(|e| QueueError::Broken(e.to_string()))
+    }
+
+    /// Where the queue stands.
+    pub fn state(&self) -> QueueState {
+        QueueState { next_avail: self.queue.next_avail(), next_used: self.queue.next_used() }
+    }
+}

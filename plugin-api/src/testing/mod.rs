@@ -1,0 +1,1 @@
+//! Testing a device without a VM.

@@ -1,0 +1,210 @@
+//! The threads that serve a device's queues, one a queue.
+//!
+//! A worker waits for the driver's kick and for the descriptors that the handler names, keeps kicks off while it has
+//! work, and reports a broken queue or a panic as a failed device. A device brings a [`QueueHandler`] a queue and
+//! leaves the rest to [`QueueWorkers`].
+
+use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::interrupt::Event;
+use crate::queue::{QueueError, VirtQueue};
+use crate::services::Services;
+use crate::virtio::{QueueSetup, QueueState};
+
+/// What to do with a source after it was handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// Go on watching it.
+    Keep,
+    /// Leave it alone until the driver has made buffers available.
+    UntilKick,
+}
+
+/// Serves one queue on the queue's own thread.
+pub trait QueueHandler: Send + 'static {
+    /// Takes and completes requests until the queue is empty or the rest must wait.
+    ///
+    /// Called once when the queue starts and then whenever the driver has made buffers available. The worker signals
+    /// what is left to signal after it returns.
+    fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError>;
+
+    /// Further descriptors to watch for input; asked for once. One that changes at run time hides behind an epoll
+    /// descriptor of the handler's own.
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    /// A source, by its place in [`QueueHandler::sources`], has input.
+    fn ready(&mut self, _source: usize, _queue: &mut VirtQueue) -> Result<Watch, QueueError> {
+        Ok(Watch::UntilKick)
+    }
+
+    /// The queue is about to stop: requests that were taken are to be completed or put back.
+    fn stopping(&mut self, _queue: &mut VirtQueue) -> Result<(), QueueError> {
+        Ok(())
+    }
+}
+
+/// The workers of a device. Dropping it stops them.
+#[derive(Debug)]
+pub struct QueueWorkers {
+    services: Services,
+    running: Mutex<Vec<Option<Running>>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    stop: Event,
+    thread: JoinHandle<Option<QueueState>>,
+}
+
+impl QueueWorkers {
+    /// No worker yet.
+    pub fn new(services: Services) -> Self {
+        Self { services, running: Mutex::new(Vec::new()) }
+    }
+
+    /// Starts a worker for a queue.
+    pub fn start(&self, index: u16, setup: QueueSetup, handler: impl QueueHandler) -> Result<(), String> {
+        let mut running = self.lock();
+        let slot = usize::from(index);
+        if running.len() <= slot {
+            running.resize_with(slot + 1, || None);
+        }
+        if running[slot].is_some() {
+            return Err(format!("queue {index} is already started"));
+        }
+        let failed = |what: &str, error: &dyn std::fmt::Display| format!("queue {index}: {what}: {error}");
+        let stop = Event::new().map_err(|e| failed("cannot make an eventfd", &e))?;
+        let stopped = stop.try_clone().map_err(|e| failed("cannot copy an eventfd", &e))?;
+        let kick = setup.kick.try_clone().map_err(|e| failed("cannot copy an eventfd", &e))?;
+        let queue = VirtQueue::new(setup).map_err(|e| failed("refused", &e))?;
+        let services = self.services.clone();
+        let worker = Worker { queue, handler, kick, stop: stopped };
+        let body = move || worker.run(index, &services);
+        let thread = self.services.spawn(&format!("queue-{index}"), body);
+        running[slot] =
+            Some(Running { stop, thread: thread.map_err(|e| failed("cannot start a thread", &e))? });
+        Ok(())
+    }
+
+    /// Stops a queue's worker; where the queue stands, `None` if it was not started or its worker panicked.
+    pub fn stop(&self, index: u16) -> Option<QueueState> {
+        let running = self.lock().get_mut(usize::from(index))?.take()?;
+        running.end()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Running>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Running {
+    fn end(self) -> Option<QueueState> {
+        self.stop.signal();
+        self.thread.join().ok().flatten()
+    }
+}
+
+impl Drop for QueueWorkers {
+    fn drop(&mut self) {
+        for running in self.lock().drain(..).flatten() {
+            running.end();
+        }
+    }
+}
+
+struct Worker<H> {
+    queue: VirtQueue,
+    handler: H,
+    kick: Event,
+    stop: Event,
+}
+
+const KICK: u64 = u64::MAX;
+const STOP: u64 = u64::MAX - 1;
+
+impl<H: QueueHandler> Worker<H> {
+    fn run(mut self, index: u16, services: &Services) -> QueueState {
+        if let Err(error) = self.serve() {
+            services.device_failed(&format!("queue {index}: {error}"));
+        }
+        self.queue.state()
+    }
+
+    fn serve(&mut self) -> Result<(), QueueError> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(std::io::Error::from)?;
+        let add = |fd: BorrowedFd<'_>, token| {
+            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token)).map_err(std::io::Error::from)
+        };
+        add(std::os::fd::AsFd::as_fd(&self.stop), STOP)?;
+        add(std::os::fd::AsFd::as_fd(&self.kick), KICK)?;
+        for (token, fd) in (0..).zip(self.handler.sources()) {
+            add(fd, token)?;
+        }
+        let mut paused = Vec::new();
+        self.drain()?;
+        loop {
+            let mut events = [EpollEvent::empty(); 8];
+            let ready = match epoll.wait(&mut events, EpollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                other => other.map_err(std::io::Error::from)?,
+            };
+            for event in &events[..ready] {
+                match event.data() {
+                    STOP => {
+                        self.handler.stopping(&mut self.queue)?;
+                        return self.queue.signal();
+                    }
+                    KICK => {
+                        self.kick.take();
+                        self.drain()?;
+                        self.set_watched(&epoll, &paused, EpollFlags::EPOLLIN)?;
+                        paused.clear();
+                    }
+                    source => {
+                        if self.source_ready(source)? == Watch::UntilKick {
+                            self.set_watched(&epoll, &[source], EpollFlags::empty())?;
+                            paused.push(source);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Works off the queue with kicks off, until with kicks on nothing has come or nothing more can be taken.
+    fn drain(&mut self) -> Result<(), QueueError> {
+        loop {
+            self.queue.disable_kicks()?;
+            let before = self.queue.state().next_avail;
+            self.handler.process(&mut self.queue)?;
+            self.queue.signal()?;
+            let more = self.queue.enable_kicks()?;
+            if !more || self.queue.state().next_avail == before {
+                return Ok(());
+            }
+        }
+    }
+
+    fn source_ready(&mut self, source: u64) -> Result<Watch, QueueError> {
+        let watch = self.handler.ready(usize::try_from(source).unwrap_or(usize::MAX), &mut self.queue)?;
+        self.queue.signal()?;
+        Ok(watch)
+    }
+
+    fn set_watched(&self, epoll: &Epoll, sources: &[u64], flags: EpollFlags) -> Result<(), QueueError> {
+        let all = self.handler.sources();
+        for &source in sources {
+            if let Some(fd) = usize::try_from(source).ok().and_then(|i| all.get(i)) {
+                epoll.modify(fd, &mut EpollEvent::new(flags, source)).map_err(std::io::Error::from)?;
+            }
+        }
+        Ok(())
+    }
+}
