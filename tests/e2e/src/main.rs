@@ -1,0 +1,2 @@
+//! Programs that the end-to-end tests run in guests.
+fn main() {}

@@ -1,0 +1,228 @@
+//! End-to-end tests: guests booted by gvmm in the test bed.
+//!
+//! A test is a shell script `tests/e2e/cases/GROUP/NAME.sh` that runs in L1 with the helpers of
+//! `tests/e2e/lib.sh`; the first line of its leading comment says what it shows. All tests of a group run in
+//! one boot of L1, which the group's `group.toml` describes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::bed::Bed;
+use crate::build::Build;
+use crate::process::progress;
+use crate::setup::Ready;
+use crate::summary::Counts;
+use crate::workspace::Workspace;
+
+/// The package with the programs that tests run in guests.
+const TOOLS_PACKAGE: &str = "e2e";
+
+/// Tests that share one boot of L1.
+pub(crate) struct Group {
+    name: String,
+    bed: BedOptions,
+    cases: Vec<Case>,
+}
+
+/// `group.toml`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BedOptions {
+    /// Virtual CPUs of L1: 1 is quickest, 2 lets vCPUs and workers run in parallel.
+    cpus: u32,
+    /// Memory of L1 in MiB.
+    memory_mib: u32,
+    /// Seconds after which the whole group has failed.
+    timeout: u64,
+}
+
+struct Case {
+    name: String,
+    summary: String,
+}
+
+/// Reads the tests whose `GROUP/NAME` starts with one of the prefixes, or all without any.
+pub(crate) fn find(workspace: &Workspace, prefixes: &[String]) -> Result<Vec<Group>> {
+    let mut groups = Vec::new();
+    for folder in sorted_entries(&workspace.root.join("tests/e2e/cases"))? {
+        let group = Group::read(&folder, prefixes)?;
+        if !group.cases.is_empty() {
+            groups.push(group);
+        }
+    }
+    Ok(groups)
+}
+
+impl Group {
+    fn read(folder: &Path, prefixes: &[String]) -> Result<Self> {
+        let name = file_stem(folder)?;
+        let description = folder.join("group.toml");
+        let text = std::fs::read_to_string(&description)
+            .with_context(|| format!("cannot read {}", description.display()))?;
+        let bed = toml::from_str(&text).with_context(|| format!("in {}", description.display()))?;
+        let mut cases = Vec::new();
+        for file in sorted_entries(folder)? {
+            if file.extension().is_none_or(|extension| extension != "sh") {
+                continue;
+            }
+            let case = Case { name: file_stem(&file)?, summary: summary_of(&file)? };
+            let full = format!("{name}/{}", case.name);
+            if prefixes.is_empty() || prefixes.iter().any(|prefix| full.starts_with(prefix)) {
+                cases.push(case);
+            }
+        }
+        Ok(Self { name, bed, cases })
+    }
+
+    /// One line for each test, for `--list`.
+    pub(crate) fn list(&self) -> impl Iterator<Item = String> {
+        self.cases.iter().map(|case| format!("e2e/{}/{}: {}", self.name, case.name, case.summary))
+    }
+
+    /// Runs the group in one boot, printing a line for each test as it ends.
+    pub(crate) fn run(&self, ready: &Ready, build: &Build, dist: &Path) -> Result<Counts> {
+        let workspace = build.workspace;
+        progress(format!("booting the test bed for the {} tests of e2e/{}", self.cases.len(), self.name));
+        let mut bed = Bed::new(workspace, ready, &format!("e2e-{}", self.name))?;
+        bed.cpus = self.bed.cpus;
+        bed.memory_mib = self.bed.memory_mib;
+        bed.timeout = Duration::from_secs(self.bed.timeout);
+        bed.add(dist, "gvmm")?;
+        add_tools(&bed, build)?;
+        bed.add(&workspace.root.join("tests/e2e/cases").join(&self.name), "cases")?;
+        let names: Vec<_> = self.cases.iter().map(|case| case.name.as_str()).collect();
+
+        let mut results = Vec::new();
+        let ended = bed.run(&format!("sh /bed/run-cases {}", names.join(" ")), |line| {
+            if let Some(result) = CaseResult::parse(line) {
+                println!("{:>7} e2e/{}/{} ({} s)", result.verdict, self.name, result.name, result.seconds);
+                results.push(result);
+            }
+        });
+        if let Err(error) = &ended {
+            eprintln!("{error:#}");
+        }
+        let mut counts = Counts::default();
+        for case in &self.cases {
+            match results.iter().find(|result| result.name == case.name).map(|result| result.verdict.as_str())
+            {
+                Some("pass") => counts.passed += 1,
+                Some("skip") => counts.skipped += 1,
+                Some(_) => counts.failed += 1,
+                None => {
+                    println!("{:>7} e2e/{}/{} (the test bed ended before it)", "fail", self.name, case.name);
+                    counts.failed += 1;
+                }
+            }
+        }
+        if let Ok(outcome) = ended {
+            for result in results.iter().filter(|result| result.verdict == "fail") {
+                show_log(&outcome.results.join(&result.name));
+            }
+        }
+        Ok(counts)
+    }
+}
+
+/// A line of `run-cases`: `@result NAME VERDICT SECONDS`.
+struct CaseResult {
+    name: String,
+    verdict: String,
+    seconds: String,
+}
+
+impl CaseResult {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.strip_prefix("@result ")?.split_whitespace().map(str::to_owned);
+        Some(Self { name: words.next()?, verdict: words.next()?, seconds: words.next()? })
+    }
+}
+
+/// Puts the helpers of the tests, and the programs they run in guests, onto `/bed`.
+pub(crate) fn add_tools(bed: &Bed, build: &Build) -> Result<()> {
+    let workspace = build.workspace;
+    let folder = workspace.root.join("tests/e2e");
+    bed.add(&folder.join("lib.sh"), "lib.sh")?;
+    bed.add(&folder.join("run-cases"), "run-cases")?;
+    bed.add(&folder.join("bed/run-test"), "run-test")?;
+    let Some(package) = workspace.members_below("tests").find(|package| package.name == TOOLS_PACKAGE) else {
+        bail!("package {TOOLS_PACKAGE} is not a member of the workspace");
+    };
+    let names: Vec<_> = package.targets_of("bin").collect();
+    for program in build.static_programs(TOOLS_PACKAGE, &names)? {
+        bed.add(&program, &format!("tools/{}", file_stem(&program)?))?;
+    }
+    Ok(())
+}
+
+/// What a failed test said, with the console of its last guest.
+fn show_log(folder: &Path) {
+    const LINES: usize = 60;
+    for name in ["log", "console.log"] {
+        let file = folder.join(name);
+        let Ok(bytes) = std::fs::read(&file) else { continue };
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<_> = text.lines().collect();
+        println!("--- {} (last {LINES} lines)", file.display());
+        for line in &lines[lines.len().saturating_sub(LINES)..] {
+            println!("    {}", line.trim_end_matches('\r'));
+        }
+    }
+}
+
+fn summary_of(file: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("# "));
+    Ok(line
+        .with_context(|| format!("{} does not say what it shows in a comment", file.display()))?
+        .to_owned())
+}
+
+fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn file_stem(path: &Path) -> Result<String> {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    Ok(stem.with_context(|| format!("odd file name {}", path.display()))?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_says_what_it_shows_and_every_group_describes_its_bed() {
+        let workspace = Workspace::find().unwrap();
+        let groups = find(&workspace, &[]).unwrap();
+        assert!(!groups.is_empty());
+        for line in groups.iter().flat_map(Group::list) {
+            let (_, summary) = line.split_once(": ").unwrap();
+            assert!(!summary.is_empty(), "{line}");
+        }
+    }
+
+    #[test]
+    fn only_the_tests_asked_for_are_found() {
+        let workspace = Workspace::find().unwrap();
+        assert!(find(&workspace, &["no-such-group".to_owned()]).unwrap().is_empty());
+        let all = find(&workspace, &[]).unwrap();
+        let first = format!("{}/{}", all[0].name, all[0].cases[0].name);
+        let one = find(&workspace, &[first]).unwrap();
+        assert_eq!(one.len(), 1);
+    }
+
+    #[test]
+    fn result_lines_are_told_from_other_output() {
+        let result = CaseResult::parse("@result boots pass 4").unwrap();
+        assert_eq!((result.name.as_str(), result.verdict.as_str()), ("boots", "pass"));
+        assert!(CaseResult::parse("the guest says @result boots pass 4").is_none());
+        assert!(CaseResult::parse("@result boots").is_none());
+    }
+}
