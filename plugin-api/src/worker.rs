@@ -208,3 +208,7 @@ impl<H: QueueHandler> Worker<H> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "worker_test.rs"]
+mod tests;

@@ -1,0 +1,177 @@
+//! Tests of queue and worker through the test kit, on a device that copies.
+
+use std::sync::Arc;
+
+use crate::queue::{QueueError, VirtQueue, total_len};
+use crate::services::Services;
+use crate::testing::{Buffer, FakeHost, VirtioHarness, wait_until};
+use crate::virtio::{COMMON_FEATURES, F_EVENT_IDX, QueueSetup, QueueState, VirtioDevice, VirtioTraits};
+use crate::worker::{QueueHandler, QueueWorkers};
+
+/// Copies the readable buffers of a request to its writable ones; panics on a request that starts with '!'.
+struct Copier(QueueWorkers);
+
+struct Copy;
+
+impl QueueHandler for Copy {
+    fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
+        while let Some(chain) = queue.pop()? {
+            let len = total_len(chain.readable()).min(total_len(chain.writable())).min(4096);
+            let mut data = vec![0; len as usize];
+            chain.read(queue.memory(), 0, &mut data)?;
+            assert!(data.first() != Some(&b'!'), "told to panic");
+            chain.write(queue.memory(), 0, &data)?;
+            queue.push(chain, len as u32)?;
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for Copier {
+    fn traits(&self) -> VirtioTraits {
+        VirtioTraits { device_type: 42, features: COMMON_FEATURES, queue_sizes: vec![64], config_size: 0 }
+    }
+
+    fn read_config(&self, _: u32, _: &mut [u8]) {}
+
+    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
+        self.0.start(index, setup, Copy)
+    }
+
+    fn stop_queue(&self, index: u16) -> Option<QueueState> {
+        self.0.stop(index)
+    }
+
+    fn reset(&self) {}
+}
+
+const IN: u64 = VirtioHarness::DATA;
+const OUT: u64 = IN + 0x10000;
+
+fn copier() -> (Arc<FakeHost>, VirtioHarness) {
+    let host = Arc::new(FakeHost::default());
+    let device = Copier(QueueWorkers::new(Services::new(host.clone())));
+    (host, VirtioHarness::new(Arc::new(device), COMMON_FEATURES))
+}
+
+#[test]
+fn requests_are_served_in_direct_and_indirect_chains() {
+    let (_, mut machine) = copier();
+    let mut queue = machine.start(0, 8);
+    machine.memory().write(IN, b"hello world");
+    let buffers = [Buffer::readable(IN, 5), Buffer::readable(IN + 5, 6), Buffer::writable(OUT, 64)];
+    assert_eq!(queue.request(&buffers).len, 11);
+    assert_eq!(machine.memory().read(OUT, 11), b"hello world");
+    machine.memory().write(IN, b"HELLO");
+    queue.add_indirect(&buffers);
+    queue.kick();
+    assert_eq!(queue.wait_used().len, 11);
+    assert_eq!(machine.memory().read(OUT, 11), b"HELLO world");
+}
+
+#[test]
+fn a_stopped_queue_goes_on_where_it_stood() {
+    let (_, mut machine) = copier();
+    let mut queue = machine.start(0, 4);
+    for _ in 0..10 {
+        queue.request(&[Buffer::readable(IN, 1), Buffer::writable(OUT, 1)]);
+    }
+    let state = machine.stop(0, &mut queue);
+    assert_eq!(state, QueueState { next_avail: 10, next_used: 10 });
+    queue.add(&[Buffer::readable(IN, 1), Buffer::writable(OUT, 1)]);
+    machine.resume(0, &mut queue, state);
+    assert_eq!(queue.wait_used().len, 1);
+}
+
+#[test]
+fn a_queue_is_started_once_and_stopped_once() {
+    let (_, mut machine) = copier();
+    let mut queue = machine.start(0, 4);
+    machine.stop(0, &mut queue);
+    let host = Arc::new(FakeHost::default());
+    let device = Copier(QueueWorkers::new(Services::new(host)));
+    assert_eq!(device.stop_queue(0), None);
+    assert_eq!(device.stop_queue(65535), None);
+}
+
+#[test]
+fn a_panic_in_a_worker_fails_the_device_and_nothing_else() {
+    let (host, mut machine) = copier();
+    let mut queue = machine.start(0, 4);
+    machine.memory().write(IN, b"!");
+    queue.add(&[Buffer::readable(IN, 1), Buffer::writable(OUT, 1)]);
+    queue.kick();
+    wait_until("the failure", || !host.failures().is_empty());
+    assert_eq!(host.failures(), ["panicked: told to panic"]);
+}
+
+#[test]
+fn broken_rings_and_chains_fail_the_device_with_the_cause() {
+    let cases: [(&str, fn(&mut crate::testing::QueueDriver)); 4] = [
+        ("queue 0: descriptor chain 0 is malformed", |queue| {
+            queue.descriptor(0, IN, 1, 1, 1);
+            queue.descriptor(1, IN, 1, 1, 0);
+            queue.offer(0);
+        }),
+        ("queue 0: descriptor chain 0 is malformed", |queue| {
+            queue.descriptor(0, OUT, 1, 3, 1);
+            queue.descriptor(1, IN, 1, 0, 0);
+            queue.offer(0);
+        }),
+        ("queue 0: guest range 0x1000+0x1 is not in memory shared with devices", |queue| {
+            queue.descriptor(0, 0x1000, 1, 1, 1);
+            queue.descriptor(1, OUT, 1, 2, 0);
+            queue.offer(0);
+        }),
+        ("queue 0: the queue's rings are broken", |queue| queue.set_available_index(300)),
+    ];
+    for (message, break_it) in cases {
+        let (host, mut machine) = copier();
+        let mut queue = machine.start(0, 4);
+        break_it(&mut queue);
+        queue.kick();
+        wait_until(message, || !host.failures().is_empty());
+        assert!(host.failures()[0].starts_with(message), "{:?}", host.failures());
+    }
+}
+
+#[test]
+fn rings_outside_memory_are_refused_when_the_queue_starts() {
+    let (_, machine) = copier();
+    let memory = machine.memory().region();
+    let host = Arc::new(FakeHost::default());
+    let device = Copier(QueueWorkers::new(Services::new(host)));
+    let event = || crate::interrupt::Event::new().unwrap();
+    let setup = QueueSetup {
+        size: 4,
+        descriptor_table: 0x1000,
+        available_ring: IN,
+        used_ring: OUT,
+        state: QueueState::default(),
+        kick: event(),
+        call: crate::interrupt::Interrupt::new(event()),
+        memory: vec![memory],
+        features: F_EVENT_IDX,
+        inflight: None,
+    };
+    let error = device.start_queue(0, setup).unwrap_err();
+    assert_eq!(error, "queue 0: refused: the queue's rings are not in guest memory or not aligned");
+}
+
+#[test]
+fn one_interrupt_is_raised_for_a_batch() {
+    let (_, mut machine) = copier();
+    let mut queue = machine.start(0, 64);
+    let state = machine.stop(0, &mut queue);
+    for _ in 0..16 {
+        queue.add(&[Buffer::readable(IN, 1), Buffer::writable(OUT, 1)]);
+    }
+    machine.resume(0, &mut queue, state);
+    let mut served = 0;
+    wait_until("all requests", || {
+        served += usize::from(queue.poll_used().is_some());
+        served == 16
+    });
+    machine.stop(0, &mut queue);
+    assert!(queue.interrupted(), "the batch is announced");
+}
