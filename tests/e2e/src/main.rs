@@ -1,2 +1,53 @@
-//! Programs that the end-to-end tests run in guests.
-fn main() {}
+//! Exercises a guest: verified random I/O on its disks, writes whose durability can be checked after a crash,
+//! load for measurements; and types to a console. Built without dependencies on a guest's libraries.
+
+mod disk;
+mod journal;
+mod load;
+mod pattern;
+mod terminal;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exercises a guest.
+#[derive(Parser)]
+#[command(name = "guestio")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write patterns by random blocks from several processes, with flush, discard and zeroing mixed in, and
+    /// compare all that is read
+    Verify(verify::Options),
+    /// Append records, telling on standard output which are durable
+    Append(journal::AppendOptions),
+    /// Check that the first records that `append` wrote are there
+    Check(journal::CheckOptions),
+    /// Read or write for some seconds and print the rate
+    Load(load::Options),
+    /// Run a command on a terminal of its own, and type to it
+    Terminal(terminal::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Verify(options) => verify::run(&options),
+        Command::Append(options) => journal::append(&options),
+        Command::Check(options) => journal::check(&options),
+        Command::Load(options) => load::run(&options),
+        Command::Terminal(options) => terminal::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("guestio: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
