@@ -167,29 +167,34 @@ macro_rules! export_plugin {
             #[unsafe(link_section = ".gvmm.plugin")]
             static JSON: [u8; LEN] = $crate::descriptor::json::<LEN>(&DESCRIPTOR);
 
-            extern "C" fn descriptor() -> gvmm_root::Text {
+            // Functions are looked up by name where the macro is used: these must not hide the caller's own.
+            extern "C" fn gvmm_descriptor() -> gvmm_root::Text {
                 gvmm_root::text(&JSON)
             }
 
-            extern "C" fn init(max_level: u8) {
+            extern "C" fn gvmm_init(max_level: u8) {
                 gvmm_root::init(max_level)
             }
 
-            extern "C" fn create(
+            extern "C" fn gvmm_create(
                 options: gvmm_root::OptionList,
                 host: gvmm_root::Host,
             ) -> gvmm_root::Created {
                 gvmm_root::create::<$options>($create, options, host)
             }
 
-            extern "C" fn load() -> gvmm_root::Loaded {
-                gvmm_root::load(gvmm_root::PluginRoot { descriptor, init, create })
+            extern "C" fn gvmm_load() -> gvmm_root::Loaded {
+                gvmm_root::load(gvmm_root::PluginRoot {
+                    descriptor: gvmm_descriptor,
+                    init: gvmm_init,
+                    create: gvmm_create,
+                })
             }
 
             #[used]
             #[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
-            // SAFETY: `load` passes on what the function of that name returns.
-            static HEADER: gvmm_root::Header = unsafe { gvmm_root::header(load) };
+            // SAFETY: `gvmm_load` passes on what the function of that name returns.
+            static HEADER: gvmm_root::Header = unsafe { gvmm_root::header(gvmm_load) };
         };
     };
 }

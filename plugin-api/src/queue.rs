@@ -72,6 +72,33 @@ impl Chain {
         Ok(done == data.len())
     }
 
+    /// Drops the first `len` bytes of the readable buffers: a header that has been read.
+    pub fn skip_readable(&mut self, len: u64) {
+        let mut skip = len;
+        let whole = self.readable.iter().take_while(|range| {
+            let gone = u64::from(range.len) <= skip;
+            skip -= if gone { u64::from(range.len) } else { 0 };
+            gone
+        });
+        let whole = whole.count();
+        self.readable.drain(..whole);
+        if let Some(first) = self.readable.first_mut() {
+            // Less than `first.len`, or the range would be gone.
+            first.address = first.address.wrapping_add(skip);
+            first.len -= skip as u32;
+        }
+    }
+
+    /// Keeps the first `len` bytes of the writable buffers.
+    pub fn truncate_writable(&mut self, len: u64) {
+        let mut left = len;
+        self.writable.retain_mut(|range| {
+            range.len = left.min(u64::from(range.len)) as u32;
+            left -= u64::from(range.len);
+            range.len > 0
+        });
+    }
+
     /// Copies data to an offset of the writable buffers; whether there was room for all.
     pub fn write(&self, memory: &GuestMemory, offset: u64, data: &[u8]) -> Result<bool, MemoryError> {
         let mut done = 0;

@@ -1,0 +1,48 @@
+//! The disk on the host's side.
+#![forbid(unsafe_code)]
+
+mod direct;
+mod error;
+mod lock;
+mod open;
+mod raw;
+
+use gvmm_plugin_api::memory::{GuestMemory, GuestRange, MemoryError};
+
+pub(crate) use error::ImageError;
+pub(crate) use open::{OpenOptions, open};
+
+/// What can be done with a disk. Offsets and lengths are in bytes and lie within the capacity; any thread may call.
+pub(crate) trait Image: Send + Sync + std::fmt::Debug {
+    /// What the disk is like.
+    fn geometry(&self) -> Geometry;
+
+    /// Reads into guest ranges, all of them.
+    fn read(&self, memory: &GuestMemory, ranges: &[GuestRange], offset: u64) -> Result<(), MemoryError>;
+
+    /// Writes guest ranges, all of them.
+    fn write(&self, memory: &GuestMemory, ranges: &[GuestRange], offset: u64) -> Result<(), MemoryError>;
+
+    /// Makes every completed write durable.
+    fn flush(&self) -> std::io::Result<()>;
+
+    /// Gives the space of a range back to the host; what it reads as afterwards is open. A disk that cannot do it
+    /// leaves the range as it is.
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()>;
+
+    /// Makes a range read as zero; its space may be given back when `unmap` is set.
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> std::io::Result<()>;
+}
+
+/// Size and block sizes of a disk in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    /// Size, a multiple of `block_size`.
+    pub(crate) capacity: u64,
+    /// Logical block size, a power of two.
+    pub(crate) block_size: u32,
+    /// Physical block size, a power of two and not below the logical one.
+    pub(crate) physical_block_size: u32,
+    /// Best transfer size, 0 when none is known.
+    pub(crate) optimal_io_size: u32,
+}

@@ -1,0 +1,68 @@
+//! Virtio block device (virtio 1.2, 5.2): a disk from an image file or a block device of the host.
+//!
+//! - [`image`]: the disk on the host's side: opening, locking, reading, writing, freeing.
+//! - [`config`]: configuration space and features.
+//! - [`request`]: what a descriptor chain asks for, checked before anything is done.
+//! - [`queue`]: serves the requests of one queue on its own thread.
+//! - [`device`]: puts these together behind the plugin interface.
+#![deny(unsafe_code)]
+
+mod config;
+mod device;
+mod image;
+mod metrics;
+mod queue;
+mod request;
+#[cfg(test)]
+mod testing;
+
+use std::path::PathBuf;
+
+use gvmm_plugin_api::Device;
+use gvmm_plugin_api::options::{OptionKind, PathAccess};
+use gvmm_plugin_api::services::Services;
+
+use crate::device::BlockDevice;
+
+gvmm_plugin_api::options! {
+    /// Options of a disk.
+    pub struct Options {
+        /// Raw image file or block device.
+        pub disk: PathBuf = required("disk", OptionKind::Path(PathAccess::ReadWrite)),
+        /// Open it for reading only; the guest sees a write-protected disk.
+        pub readonly: bool = with_default("readonly", "off", OptionKind::Flag),
+        /// Serial number that the guest sees, at most 20 bytes.
+        pub serial: Option<String> = optional("serial", OptionKind::Text),
+        /// Number of queues, each served by a thread of its own; one for each CPU of the guest is plenty.
+        pub queues: u16 = with_default("queues", "1", OptionKind::Integer { min: 1, max: 64 }),
+        /// Entries of each queue, a power of two.
+        pub queue_size: u16 = with_default("queue-size", "256", OptionKind::Integer { min: 4, max: 32768 }),
+        /// When a write is durable: once the guest has flushed it (writeback), or as soon as it is complete
+        /// (writethrough).
+        pub cache: String = with_default("cache", "writeback", OptionKind::Choice(&["writeback", "writethrough"])),
+        /// Bypass the host's page cache.
+        pub direct: bool = with_default("direct", "off", OptionKind::Flag),
+        /// Lock the disk against a second writer; off lets several programs share it, which only read-only disks and
+        /// cluster file systems survive.
+        pub lock: bool = with_default("lock", "on", OptionKind::Flag),
+        /// Give the space of what the guest discards back to the host.
+        pub discard: bool = with_default("discard", "on", OptionKind::Flag),
+    }
+}
+
+/// Makes a disk.
+pub fn create(options: Options, services: Services) -> Result<Device, String> {
+    let device = BlockDevice::new(&options, services).map_err(|e| e.to_string())?;
+    Ok(Device::virtio(device))
+}
+
+gvmm_plugin_api::export_plugin! {
+    id: "org.gvmm.virtio_blk",
+    name: "virtio_blk",
+    vendor: "gvmm",
+    url: "",
+    description: "Virtio disk from an image file or a block device",
+    kind: Virtio(config::DEVICE_TYPE),
+    options: Options,
+    create: create,
+}
