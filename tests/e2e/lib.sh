@@ -3,9 +3,16 @@
 #   guest <<'EOF'        the script that the next guest runs as its first process (else its root disk boots)
 #   boot ARGUMENT...     runs gvmm with the kernel and the initrd; its exit code is in $status, the guest's
 #                        console in console.log, gvmm's messages in gvmm.log
-#   qemu ARGUMENT...     the same under Debian's QEMU with KVM
-#   expect_status N      gvmm's exit code
+#   start ARGUMENT...    the same in the background, as process $vmm; `finish` waits for its end
+#   await RE             waits until the guest's console has a line that matches
+#   terminal STEP... -- ARGUMENT...
+#                        the same on a terminal of its own: steps as in `guestio terminal --help`
+#   gvmm ARGUMENT...     runs gvmm with just these arguments; exit code in $status, all it says in gvmm.log
+#   qemu ARGUMENT...     boots the guest under Debian's QEMU with KVM
+#   disk FILE [MIB]      makes a root disk, or an empty disk of that size
+#   expect_status N      the exit code was N
 #   expect_console RE    a line of the console matches (grep -E); no_console RE: none does
+#   expect_message RE    a line of gvmm's messages matches
 #   fail TEXT, skip TEXT
 #
 # $cmdline, $memory and $limit (seconds for one guest) may be changed before a boot.
@@ -15,6 +22,8 @@ memory=256M
 limit=120
 initrd=$INITRD
 status=
+plugins=/gvmm/plugins
+export PATH=/bed/tools:$PATH
 
 fail() {
     echo "failed: $*"
@@ -31,30 +40,84 @@ guest() {
     mkdir -p overlay/tools
     cat >overlay/tools/test
     cp /bed/run-test overlay/start
-    [ -d /bed/tools ] && cp /bed/tools/* overlay/tools/
+    cp /bed/tools/* overlay/tools/
     initrd=$PWD/initrd
     cp "$INITRD" "$initrd"
     (cd overlay && find . | cpio -o -H newc 2>/dev/null) >>"$initrd" || fail "cannot make the initrd"
 }
 
+disk() {
+    if [ $# = 1 ]; then
+        cp "$DISK" "$1"
+        chmod u+w "$1"
+    else
+        rm -f "$1"
+        truncate -s "$2M" "$1"
+    fi
+}
+
 boot() {
-    run_guest "$GVMM" --kernel "$KERNEL" --initrd "$initrd" --memory "$memory" --cmdline "$cmdline" "$@"
+    start "$@"
+    finish
 }
 
 qemu() {
-    run_guest qemu-system-aarch64 -accel kvm -M virt,gic-version=3 -cpu host -display none -nic none \
-        -serial stdio -no-reboot -m "$memory" -kernel "$KERNEL" -initrd "$initrd" -append "$cmdline" "$@"
+    launch qemu-system-aarch64 -accel kvm -M virt,gic-version=3 -cpu host -display none -nic none \
+        -serial stdio -monitor none -no-reboot -m "$memory" -kernel "$KERNEL" -initrd "$initrd" -append "$cmdline" "$@"
+    finish
 }
 
-# The console may be fed through the file descriptor 0 of the caller.
-run_guest() {
+start() {
+    launch "$GVMM" --kernel "$KERNEL" --initrd "$initrd" --memory "$memory" --cmdline "$cmdline" "$@"
+}
+
+launch() {
     echo "+ $*"
+    : >console.raw
+    timeout -s KILL "$limit" "$@" </dev/null >console.raw 2>gvmm.log &
+    vmm=$!
+}
+
+finish() {
     status=0
-    timeout -s KILL "$limit" "$@" >console.raw 2>gvmm.log || status=$?
+    wait "$vmm" || status=$?
     tr -d '\r' <console.raw >console.log
     cat gvmm.log
-    [ "$status" = 137 ] && echo "(killed after $limit s)"
-    return 0
+    [ "$status" != 137 ] || echo "(killed, after $limit s or by the test)"
+}
+
+await() {
+    until grep -Eq -- "$1" console.raw; do
+        kill -0 "$vmm" 2>/dev/null || { finish; fail "gvmm ended before the console showed: $1"; }
+        usleep 50000
+    done
+}
+
+terminal() {
+    rm -f steps
+    while [ "$1" != -- ]; do
+        echo "$1" >>steps
+        shift
+    done
+    shift
+    set -- --log console.raw --timeout "$limit" -- \
+        "$GVMM" --kernel "$KERNEL" --initrd "$initrd" --memory "$memory" --cmdline "$cmdline" "$@"
+    # From the last to the first, each before those that are there.
+    for number in $(seq "$(wc -l <steps)" -1 1); do
+        set -- --then "$(sed -n "${number}p" steps)" "$@"
+    done
+    echo "+ guestio terminal $*"
+    guestio terminal "$@" >terminal.log 2>&1 || { cat console.raw terminal.log; fail "the session on the terminal"; }
+    cat terminal.log
+    status=$(sed -n 's/^@exit //p' terminal.log)
+    tr -d '\r' <console.raw >console.log
+}
+
+gvmm() {
+    echo "+ gvmm $*"
+    status=0
+    timeout -s KILL "$limit" "$GVMM" "$@" </dev/null >gvmm.log 2>&1 || status=$?
+    cat gvmm.log
 }
 
 expect_status() {
@@ -67,4 +130,8 @@ expect_console() {
 
 no_console() {
     ! grep -E -- "$1" console.log || fail "lines of the console match: $1"
+}
+
+expect_message() {
+    grep -Eq -- "$1" gvmm.log || fail "no message of gvmm matches: $1"
 }

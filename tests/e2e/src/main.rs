@@ -4,6 +4,7 @@
 mod disk;
 mod journal;
 mod load;
+mod measure;
 mod pattern;
 mod terminal;
 mod verify;
@@ -31,6 +32,8 @@ enum Command {
     Check(journal::CheckOptions),
     /// Read or write for some seconds and print the rate
     Load(load::Options),
+    /// Run a VMM; measure it when its guest prints a text
+    Measure(measure::Options),
     /// Run a command on a terminal of its own, and type to it
     Terminal(terminal::Options),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Append(options) => journal::append(&options),
         Command::Check(options) => journal::check(&options),
         Command::Load(options) => load::run(&options),
+        Command::Measure(options) => measure::run(&options),
         Command::Terminal(options) => terminal::run(&options),
     };
     match result {

@@ -5,6 +5,7 @@
 
 mod apt;
 mod bed;
+mod bench;
 mod build;
 mod cpio;
 mod debian_rust;
@@ -42,6 +43,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every test: unit tests, documentation tests, guests in the test bed
     Test(test::Options),
+    /// Measure gvmm beside other VMMs in the test bed
+    Bench(bench::Options),
     /// Lay out gvmm and its plugins in one folder that runs from anywhere
     Dist(dist::Options),
     /// Run a script in the test bed, with gvmm built from this tree
@@ -61,6 +64,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Setup => setup::run(&workspace),
         Command::Demo(options) => demo::run(&workspace, &options),
         Command::Test(options) => test::run(&workspace, &options),
+        Command::Bench(options) => bench::run(&workspace, &options),
         Command::Dist(options) => dist::run(&workspace, &options),
         Command::L1(options) => l1::run(&workspace, &options),
     }

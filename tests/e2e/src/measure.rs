@@ -1,0 +1,112 @@
+//! Measures a VMM from outside, the same way for every VMM: time to a line of the guest's console, and at that
+//! moment its memory and the exits that KVM counted.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// KVM's counters of all machines alive, one file each (Linux, `Documentation/virt/kvm/`).
+const KVM_COUNTERS: &str = "/sys/kernel/debug/kvm";
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Text of the console line to measure at
+    #[arg(long)]
+    at: String,
+    /// Where to write the console
+    #[arg(long)]
+    log: PathBuf,
+    /// Command whose standard output is the guest's console
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// Prints `@measure NAME VALUE` lines, then waits for the command's end.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let (program, arguments) = options.command.split_first().context("no command")?;
+    let mut log =
+        File::create(&options.log).with_context(|| format!("cannot write {}", options.log.display()))?;
+    let started = Instant::now();
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {program}"))?;
+    let mut console = BufReader::new(child.stdout.take().context("no standard output")?);
+    let mut line = Vec::new();
+    let mut measured = false;
+    while console.read_until(b'\n', &mut line)? > 0 {
+        if !measured && String::from_utf8_lossy(&line).contains(&options.at) {
+            println!("@measure start_ms {}", started.elapsed().as_millis());
+            print_state(child.id())?;
+            measured = true;
+        }
+        log.write_all(&line)?;
+        line.clear();
+    }
+    let status = child.wait()?;
+    ensure!(measured, "the console never showed {:?} ({status})", options.at);
+    if !status.success() {
+        bail!("{program} failed ({status})");
+    }
+    Ok(())
+}
+
+fn print_state(process: u32) -> Result<()> {
+    let smaps = format!("/proc/{process}/smaps");
+    let text = std::fs::read_to_string(&smaps).with_context(|| format!("cannot read {smaps}"))?;
+    println!("@measure own_memory_kb {}", own_memory_kb(&text)?);
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    println!("@measure minor_faults {}", minor_faults(&stat)?);
+    for (name, file) in [("exits", "exits"), ("user_exits", "mmio_exit_user")] {
+        let path = Path::new(KVM_COUNTERS).join(file);
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        println!("@measure {name} {}", text.trim());
+    }
+    Ok(())
+}
+
+/// Resident memory of a process without its largest mapping, which is the guest's RAM.
+fn own_memory_kb(smaps: &str) -> Result<u64> {
+    let value = |line: &str, key: &str| -> Option<u64> {
+        line.strip_prefix(key)?.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let sizes = smaps.lines().filter_map(|line| value(line, "Size:"));
+    let resident = smaps.lines().filter_map(|line| value(line, "Rss:"));
+    let mappings: Vec<(u64, u64)> = sizes.zip(resident).collect();
+    let ram = mappings.iter().max().context("a process without mappings")?;
+    Ok(mappings.iter().map(|mapping| mapping.1).sum::<u64>() - ram.1)
+}
+
+/// Field 10 of `/proc/PID/stat` (proc(5)); the name in field 2 may hold spaces.
+fn minor_faults(stat: &str) -> Result<u64> {
+    let after_name = stat.rsplit_once(')').context("odd /proc/PID/stat")?.1;
+    let field = after_name.split_whitespace().nth(7).context("short /proc/PID/stat")?;
+    field.parse().context("odd /proc/PID/stat")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_memory_leaves_out_the_largest_mapping() {
+        let smaps = "5500-5600 r-xp\nSize:               1024 kB\nRss:                 700 kB\nPss: 1 kB\n\
+                     7f00-7f10 rw-p\nSize:             262144 kB\nRss:              100000 kB\n\
+                     7fff-7fff rw-p\nSize:                132 kB\nRss:                  12 kB\n";
+        assert_eq!(own_memory_kb(smaps).unwrap(), 712);
+        assert!(own_memory_kb("").is_err());
+    }
+
+    #[test]
+    fn faults_are_found_behind_a_name_with_spaces() {
+        let stat = "42 (a name) x) S 1 42 42 0 -1 4194304 1234 0 5 0 10 3";
+        assert_eq!(minor_faults(stat).unwrap(), 1234);
+    }
+}
