@@ -191,11 +191,12 @@ impl GuestMemory {
 
     /// Host vectors for guest ranges, for I/O interfaces that take pointers (io_uring).
     pub fn io_vectors(&self, ranges: &[GuestRange]) -> Result<Vec<libc::iovec>, MemoryError> {
-        let vector = |range: &GuestRange| {
-            let slice = self.slice(range.address, range.len as usize)?;
-            Ok(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: range.len as usize })
-        };
-        ranges.iter().map(vector).collect()
+        ranges.iter().map(|range| self.io_vector(range)).collect()
+    }
+
+    fn io_vector(&self, range: &GuestRange) -> Result<libc::iovec, MemoryError> {
+        let slice = self.slice(range.address, range.len as usize)?;
+        Ok(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: range.len as usize })
     }
 
     /// Repeats a vectored file operation until all ranges are done or the file ends.
@@ -205,25 +206,49 @@ impl GuestMemory {
         offset: u64,
         mut operation: impl FnMut(&[libc::iovec], i64) -> isize,
     ) -> Result<usize, MemoryError> {
-        let iov = self.io_vectors(ranges)?;
-        let mut rest: &mut [libc::iovec] = &mut iov.into_iter().collect::<Vec<_>>();
+        let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_VECTORS];
         let mut done = 0;
-        while !rest.is_empty() {
-            let position = offset.checked_add(done as u64).and_then(|at| i64::try_from(at).ok());
-            let position = position.ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))?;
-            let moved = checked(|| operation(&rest[..rest.len().min(MAX_VECTORS)], position))?;
-            if moved == 0 {
-                break;
+        for piece in ranges.chunks(MAX_VECTORS) {
+            let mut rest = self.fill_vectors(piece, &mut vectors)?;
+            while !rest.is_empty() {
+                let position = offset.checked_add(done as u64).and_then(|at| i64::try_from(at).ok());
+                let position = position.ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))?;
+                let moved = checked(|| operation(rest, position))?;
+                if moved == 0 {
+                    return Ok(done);
+                }
+                done += moved;
+                rest = advance(rest, moved);
             }
-            done += moved;
-            rest = advance(rest, moved);
         }
         Ok(done)
     }
+
+    /// Host vectors for as many guest ranges as there is room for, neighbours joined and empty ones left out.
+    fn fill_vectors<'v>(
+        &self,
+        ranges: &[GuestRange],
+        vectors: &'v mut [libc::iovec],
+    ) -> Result<&'v mut [libc::iovec], MemoryError> {
+        let mut used = 0;
+        for vector in ranges.iter().map(|range| self.io_vector(range)) {
+            let vector = vector?;
+            let end = |before: &libc::iovec| before.iov_base.wrapping_byte_add(before.iov_len);
+            match vectors[..used].last_mut() {
+                _ if vector.iov_len == 0 => {}
+                Some(before) if end(before) == vector.iov_base => before.iov_len += vector.iov_len,
+                _ => {
+                    vectors[used] = vector;
+                    used += 1;
+                }
+            }
+        }
+        Ok(&mut vectors[..used])
+    }
 }
 
-/// Largest number of vectors one call takes: `UIO_MAXIOV` of Linux.
-const MAX_VECTORS: usize = 1024;
+/// Vectors in one file operation, which live on the stack; below `UIO_MAXIOV` of Linux (1024).
+const MAX_VECTORS: usize = 64;
 
 fn count(iov: &[libc::iovec]) -> i32 {
     // At most MAX_VECTORS for files; the kernel refuses longer lists for streams.
@@ -255,4 +280,61 @@ fn advance(mut iov: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] 
         iov = &mut iov[1..];
     }
     iov
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::testing::FakeMemory;
+
+    /// More ranges than one system call takes, of odd lengths, some empty, some next to each other.
+    fn scattered() -> Vec<GuestRange> {
+        let range = |i: u64| GuestRange { address: FakeMemory::BASE + 256 * i, len: (i * 7 % 257) as u32 };
+        (0..3 * MAX_VECTORS as u64).map(range).collect()
+    }
+
+    fn file_of(data: &[u8]) -> File {
+        let path = std::env::temp_dir().join(format!("gvmm-memory-{:?}", std::thread::current().id()));
+        std::fs::write(&path, data).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        file
+    }
+
+    #[test]
+    fn file_operations_take_any_number_of_ranges() {
+        let ranges = scattered();
+        let total = crate::queue::total_len(&ranges) as usize;
+        let data: Vec<u8> = (0..total + 3).map(|i| (i % 253) as u8).collect();
+        let (from, to) = (file_of(&data), file_of(&[]));
+        let memory = FakeMemory::new(1 << 20);
+        assert_eq!(memory.view().read_file_at(&ranges, from.as_fd(), 3).unwrap(), total);
+        assert_eq!(memory.view().write_file_at(&ranges, to.as_fd(), 0).unwrap(), total);
+        let mut copy = vec![0; total];
+        std::os::unix::fs::FileExt::read_exact_at(&to, &mut copy, 0).unwrap();
+        assert_eq!(copy, data[3..]);
+    }
+
+    #[test]
+    fn a_read_is_short_at_the_end_of_the_file() {
+        let file = file_of(&[1; 1000]);
+        let memory = FakeMemory::new(1 << 20);
+        let ranges = [GuestRange { address: FakeMemory::BASE, len: 2000 }];
+        assert_eq!(memory.view().read_file_at(&ranges, file.as_fd(), 300).unwrap(), 700);
+        assert_eq!(memory.view().read_file_at(&ranges, file.as_fd(), 1000).unwrap(), 0);
+    }
+
+    #[test]
+    fn ranges_and_offsets_out_of_bounds_are_errors() {
+        let file = file_of(&[1; 1000]);
+        let memory = FakeMemory::new(1 << 20);
+        let bad = GuestRange { address: FakeMemory::BASE + (1 << 20) - 8, len: 9 };
+        let error = memory.view().read_file_at(&[bad], file.as_fd(), 0).unwrap_err();
+        assert!(matches!(error, MemoryError::OutOfRange { size: 9, .. }), "{error}");
+        let good = GuestRange { address: FakeMemory::BASE, len: 9 };
+        assert!(memory.view().read_file_at(&[good], file.as_fd(), u64::MAX).is_err());
+    }
 }

@@ -137,7 +137,14 @@ pub struct VirtQueue {
     memory: GuestMemory,
     call: Interrupt,
     spare: Vec<Chain>,
+    /// Whether anything was pushed since the last signal.
+    pushed: bool,
 }
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` (virtio 1.2, 2.7.7): the driver wants no interrupt, as far as there is no event index.
+const NO_INTERRUPT: u16 = 1;
+/// Buffers of a chain that is kept for reuse; a longer one, which only a hostile driver makes, is freed instead.
+const SPARE_CAPACITY: usize = 2048;
 
 impl VirtQueue {
     /// Takes over a queue that the driver has set up.
@@ -158,7 +165,7 @@ impl VirtQueue {
         if !queue.is_valid(memory.inner()) {
             return Err(QueueError::Rings);
         }
-        Ok(Self { queue, memory, call: setup.call, spare: Vec::new() })
+        Ok(Self { queue, memory, call: setup.call, spare: Vec::new(), pushed: false })
     }
 
     /// Guest memory.
@@ -200,9 +207,12 @@ impl VirtQueue {
     /// The driver is interrupted by [`VirtQueue::signal`].
     pub fn push(&mut self, mut chain: Chain, written: u32) -> Result<(), QueueError> {
         let added = self.queue.add_used(self.memory.inner(), chain.head, written);
-        chain.readable.clear();
-        chain.writable.clear();
-        self.spare.push(chain);
+        self.pushed = true;
+        if chain.readable.capacity().max(chain.writable.capacity()) <= SPARE_CAPACITY {
+            chain.readable.clear();
+            chain.writable.clear();
+            self.spare.push(chain);
+        }
         added.map_err(|e| QueueError::Broken(e.to_string()))
     }
 
@@ -214,11 +224,22 @@ impl VirtQueue {
 
     /// Interrupts the driver if it wants to know of what was pushed since the last signal.
     pub fn signal(&mut self) -> Result<(), QueueError> {
+        if !std::mem::take(&mut self.pushed) {
+            return Ok(());
+        }
         let wanted = self.queue.needs_notification(self.memory.inner());
-        if wanted.map_err(|e| QueueError::Broken(e.to_string()))? {
+        let wanted = wanted.map_err(|e| QueueError::Broken(e.to_string()))?;
+        if wanted && (self.queue.event_idx_enabled() || !self.interrupts_off()?) {
             self.call.raise();
         }
         Ok(())
+    }
+
+    /// The flag of the available ring; `needs_notification` has put the barrier before it.
+    fn interrupts_off(&self) -> Result<bool, QueueError> {
+        let mut flags = [0; 2];
+        self.memory.read(self.queue.avail_ring(), &mut flags)?;
+        Ok(u16::from_le_bytes(flags) & NO_INTERRUPT != 0)
     }
 
     /// Asks the driver for no kicks.

@@ -175,3 +175,21 @@ fn one_interrupt_is_raised_for_a_batch() {
     machine.stop(0, &mut queue);
     assert!(queue.interrupted(), "the batch is announced");
 }
+
+#[test]
+fn a_driver_without_event_index_is_interrupted_for_requests_only_and_not_when_it_says_so() {
+    let host = Arc::new(FakeHost::default());
+    let device = Copier(QueueWorkers::new(Services::new(host)));
+    let mut machine = VirtioHarness::new(Arc::new(device), COMMON_FEATURES & !F_EVENT_IDX);
+    let mut queue = machine.start(0, 8);
+    let state = machine.stop(0, &mut queue);
+    assert!(!queue.interrupted(), "an idle queue interrupts nobody");
+    machine.resume(0, &mut queue, state);
+    queue.request(&[Buffer::readable(IN, 1), Buffer::writable(OUT, 1)]);
+    queue.set_available_flags(1);
+    queue.add(&[Buffer::readable(IN, 1), Buffer::writable(OUT, 1)]);
+    queue.kick();
+    wait_until("the request", || queue.poll_used().is_some());
+    machine.stop(0, &mut queue);
+    assert!(!queue.interrupted(), "VIRTQ_AVAIL_F_NO_INTERRUPT is heeded");
+}

@@ -187,6 +187,11 @@ impl QueueDriver {
         self.memory.write(self.available + 2, &index.to_le_bytes());
     }
 
+    /// Sets the flags of the available ring, such as 1 for no interrupts.
+    pub fn set_available_flags(&mut self, flags: u16) {
+        self.memory.write(self.available, &flags.to_le_bytes());
+    }
+
     /// Notifies the device.
     pub fn kick(&self) {
         self.kick.signal();
