@@ -1,0 +1,259 @@
+//! The devices of a machine: from the command line to register windows, interrupt lines and doorbells.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use gvmm_plugin_api::fdt::FdtNode;
+use gvmm_plugin_api::host::{Instance, Library, Manifest};
+use gvmm_plugin_api::interrupt::Interrupt;
+use gvmm_plugin_api::metrics::Metric;
+use gvmm_plugin_api::mmio::MmioDevice;
+use gvmm_plugin_api::options::Values;
+use gvmm_plugin_api::virtio::VirtioDevice;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::layout::Allocator;
+use crate::bus::{Bus, DeviceWindow};
+use crate::console::ConsoleHub;
+use crate::eventfd;
+use crate::hypervisor::{DoorbellWrite, InterruptLine};
+use crate::plugin::argument::DeviceArgument;
+use crate::plugin::host::DeviceHost;
+use crate::plugin::{profile, search};
+use crate::virtio::VirtioFunction;
+use crate::virtio::mmio::{LineRoute, MmioTransport, QUEUE_NOTIFY, WINDOW_SIZE};
+
+/// A device that is wanted: its plugin has been read, its options checked, none of its code has run.
+pub struct WantedDevice {
+    id: String,
+    file: std::path::PathBuf,
+    manifest: Manifest,
+    values: Values,
+}
+
+/// Reads the plugins of the command line and, unless told otherwise, of the default profile.
+pub fn wanted(arguments: &[DeviceArgument], defaults: bool) -> Result<Vec<WantedDevice>, String> {
+    let mut found = Vec::new();
+    for argument in arguments {
+        found.push((argument.clone(), read(argument)?));
+    }
+    if defaults {
+        let mut machine = Vec::new();
+        for argument in profile::default_devices()? {
+            let (file, manifest) = read(&argument)?;
+            // A device of the command line takes the place of the default one of its kind.
+            if !found.iter().any(|(_, (_, other))| other.id == manifest.id) {
+                machine.push((argument, (file, manifest)));
+            }
+        }
+        machine.append(&mut found);
+        found = machine;
+    }
+    let mut ids: BTreeSet<String> = BTreeSet::new();
+    for id in found.iter().filter_map(|(argument, _)| argument.id.as_ref()) {
+        if !ids.insert(id.clone()) {
+            return Err(format!("device id '{id}' is used twice: give each device an id of its own"));
+        }
+    }
+    let mut wanted = Vec::new();
+    for (argument, (file, manifest)) in found {
+        let values = manifest.check(argument.pairs()).map_err(|e| e.to_string())?;
+        let id = argument.id.clone().unwrap_or_else(|| free_id(&mut ids, &manifest.name));
+        wanted.push(WantedDevice { id, file, manifest, values });
+    }
+    Ok(wanted)
+}
+
+fn read(argument: &DeviceArgument) -> Result<(std::path::PathBuf, Manifest), String> {
+    let file = search::find(&argument.plugin)?;
+    let manifest = Manifest::read(&file).map_err(|e| e.to_string())?;
+    Ok((file, manifest))
+}
+
+/// `name`, or with the smallest number behind it that makes it new.
+fn free_id(ids: &mut BTreeSet<String>, name: &str) -> String {
+    let mut id = name.to_owned();
+    let mut number = 1;
+    while !ids.insert(id.clone()) {
+        number += 1;
+        id = format!("{name}{number}");
+    }
+    id
+}
+
+/// A device-tree node with its place in the machine.
+#[derive(Debug, Clone)]
+pub struct PlacedNode {
+    /// The node as the device describes it.
+    pub node: FdtNode,
+    /// Register windows: base and size.
+    pub windows: Vec<(u64, u64)>,
+    /// Interrupt lines.
+    pub spis: Vec<u32>,
+}
+
+/// A device in the machine.
+struct Plugged {
+    id: String,
+    plugin: String,
+    host: Arc<DeviceHost>,
+    kind: PluggedKind,
+}
+
+enum PluggedKind {
+    Mmio(Arc<dyn MmioDevice>),
+    Virtio(Arc<VirtioFunction>),
+}
+
+/// What a device did, for statistics.
+#[derive(Debug, Clone)]
+pub struct DeviceReport {
+    /// Id of the device.
+    pub id: String,
+    /// Name of its plugin.
+    pub plugin: String,
+    /// Whether it failed.
+    pub failed: bool,
+    /// Its own counters.
+    pub metrics: Vec<Metric>,
+}
+
+/// All devices of a machine, plugged in. They outlive a reset of the VM.
+#[derive(Default)]
+pub struct Devices {
+    plugged: Vec<Plugged>,
+    /// Register accesses go here.
+    pub bus: Bus,
+    /// Nodes for the device tree.
+    pub nodes: Vec<PlacedNode>,
+    /// Interrupt lines.
+    pub lines: Vec<InterruptLine>,
+    /// Writes that the hypervisor turns into kicks.
+    pub doorbells: Vec<DoorbellWrite>,
+}
+
+impl Devices {
+    /// Loads the plugins, makes the devices and gives each its place. Errors name the device.
+    pub fn plug(wanted: &[WantedDevice], consoles: &Arc<ConsoleHub>, max_level: u8) -> Result<Self, String> {
+        let mut devices = Self::default();
+        let mut map = Allocator::default();
+        for want in wanted {
+            let library = Library::load(&want.file, max_level).map_err(|e| {
+                tracing::debug!("{e:?}");
+                e.to_string()
+            })?;
+            let host = Arc::new(DeviceHost::new(&want.id, consoles.clone()));
+            let instance = library.create(&want.values, host.clone()).map_err(|e| e.to_string())?;
+            let named = |error: String| format!("device {}: {error}", want.id);
+            let kind = match instance {
+                Instance::Mmio(device) => devices.plug_mmio(&want.id, device, &mut map).map_err(named)?,
+                Instance::Virtio(device) => {
+                    devices.plug_virtio(&want.id, device, &host, &mut map).map_err(named)?
+                }
+            };
+            devices.plugged.push(Plugged { id: want.id.clone(), plugin: want.manifest.name.clone(), host, kind });
+        }
+        Ok(devices)
+    }
+
+    fn plug_mmio(
+        &mut self,
+        id: &str,
+        device: Arc<dyn MmioDevice>,
+        map: &mut Allocator,
+    ) -> Result<PluggedKind, String> {
+        let layout = device.layout();
+        let mut node = PlacedNode { node: device.node(), windows: Vec::new(), spis: Vec::new() };
+        let mut lines = Vec::new();
+        for _ in 0..layout.lines {
+            let (spi, event) = self.line(id, map)?;
+            node.spis.push(spi);
+            lines.push(Interrupt::new(eventfd::share(&event).map_err(|e| e.to_string())?));
+        }
+        for (window, &size) in (0..).zip(&layout.windows) {
+            let (base, size) = map.window(size)?;
+            node.windows.push((base, size));
+            self.bus.insert(base, size, id, Arc::new(DeviceWindow { device: device.clone(), window }));
+        }
+        device.start(lines)?;
+        self.nodes.push(node);
+        Ok(PluggedKind::Mmio(device))
+    }
+
+    fn plug_virtio(
+        &mut self,
+        id: &str,
+        device: Arc<dyn VirtioDevice>,
+        host: &DeviceHost,
+        map: &mut Allocator,
+    ) -> Result<PluggedKind, String> {
+        let (spi, event) = self.line(id, map)?;
+        let (base, size) = map.window(WINDOW_SIZE)?;
+        let function = VirtioFunction::new(id, device, Box::new(LineRoute(event)));
+        let function = Arc::new(function.map_err(|e| format!("cannot make an eventfd: {e}"))?);
+        host.connect(&function);
+        for (index, kick) in (0..).zip(function.kicks()) {
+            self.doorbells.push(DoorbellWrite {
+                address: base + QUEUE_NOTIFY,
+                datamatch: Some((index, 4)),
+                eventfd: kick.clone(),
+                device: id.to_owned(),
+            });
+        }
+        let node = FdtNode::new("virtio_mmio", &["virtio,mmio"])
+            .with("dma-coherent", gvmm_plugin_api::fdt::FdtValue::Empty);
+        self.nodes.push(PlacedNode { node, windows: vec![(base, size)], spis: vec![spi] });
+        self.bus.insert(base, size, id, Arc::new(MmioTransport::new(function.clone())));
+        Ok(PluggedKind::Virtio(function))
+    }
+
+    fn line(&mut self, id: &str, map: &mut Allocator) -> Result<(u32, Arc<EventFd>), String> {
+        let spi = map.spi()?;
+        let event = Arc::new(eventfd::new().map_err(|e| format!("cannot make an eventfd: {e}"))?);
+        self.lines.push(InterruptLine { spi, eventfd: event.clone(), device: id.to_owned() });
+        Ok((spi, event))
+    }
+
+    /// Gives the devices the memory of a VM that is about to start.
+    pub fn attach(&self, memory: &crate::memory::SharedMemory) {
+        for function in self.functions() {
+            function.attach_memory(memory.clone());
+        }
+    }
+
+    /// Brings every device back to the state after power-on and takes guest memory from it. No vCPU runs.
+    pub fn detach(&self) {
+        for device in &self.plugged {
+            match &device.kind {
+                PluggedKind::Mmio(mmio) => mmio.reset(),
+                PluggedKind::Virtio(function) => function.detach(),
+            }
+        }
+    }
+
+    /// What each device did.
+    pub fn reports(&self) -> Vec<DeviceReport> {
+        let report = |device: &Plugged| DeviceReport {
+            id: device.id.clone(),
+            plugin: device.plugin.clone(),
+            failed: device.host.has_failed(),
+            metrics: match &device.kind {
+                PluggedKind::Mmio(mmio) => mmio.metrics(),
+                PluggedKind::Virtio(function) => function.device().metrics(),
+            },
+        };
+        self.plugged.iter().map(report).collect()
+    }
+
+    /// Whether a device has failed at any time.
+    pub fn any_failed(&self) -> bool {
+        self.plugged.iter().any(|device| device.host.has_failed())
+    }
+
+    fn functions(&self) -> impl Iterator<Item = &Arc<VirtioFunction>> {
+        self.plugged.iter().filter_map(|device| match &device.kind {
+            PluggedKind::Virtio(function) => Some(function),
+            PluggedKind::Mmio(_) => None,
+        })
+    }
+}

@@ -1,0 +1,178 @@
+//! One life of a VM: memory, images, device tree, start; then vCPUs; then teardown in the order that hypervisors need.
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::vcpu::{ExitCounts, VcpuThreads};
+use super::{Machine, Protection, layout, wait_for};
+use crate::hypervisor::plan::{FIRMWARE_BASE, FIRMWARE_SIZE};
+use crate::hypervisor::retry::MaybeTransient;
+use crate::hypervisor::{self, End, FirmwareRange, Vm, VmPlan};
+use crate::memory::{self, Backing, GuestRam, RAM_BASE, RamBuilder};
+use crate::{device_tree, eventfd, loader};
+
+/// Why a VM did not come to life.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// What was asked for cannot be done; nothing was started.
+    #[error("{0}")]
+    Usage(String),
+    /// The hypervisor refused.
+    #[error("{message}")]
+    Start {
+        /// The accelerator's words.
+        message: String,
+        /// Whether another try may succeed.
+        transient: bool,
+    },
+}
+
+impl MaybeTransient for Failure {
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::Start { transient: true, .. })
+    }
+}
+
+impl From<hypervisor::Error> for Failure {
+    fn from(error: hypervisor::Error) -> Self {
+        let message = error.to_string();
+        match error {
+            hypervisor::Error::Unavailable(_) | hypervisor::Error::Plan(_) | hypervisor::Error::DeviceTree(_) => {
+                Self::Usage(message)
+            }
+            hypervisor::Error::Call(_) => Self::Start { message, transient: false },
+            hypervisor::Error::Transient(_) => Self::Start { message, transient: true },
+        }
+    }
+}
+
+impl From<memory::Error> for Failure {
+    fn from(error: memory::Error) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl From<loader::Error> for Failure {
+    fn from(error: loader::Error) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl From<device_tree::Error> for Failure {
+    fn from(error: device_tree::Error) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+/// A VM that runs.
+pub struct Life {
+    threads: VcpuThreads,
+    vm: Box<dyn Vm>,
+    ended: Arc<EventFd>,
+    /// Dropped last: the hypervisor gives memory back before it is unmapped.
+    ram: GuestRam,
+}
+
+impl Life {
+    /// Loads memory, starts the VM and its vCPUs.
+    pub fn start(machine: &Machine) -> Result<Self, Failure> {
+        let mut ram = new_ram(machine)?;
+        let loaded = load(machine, &mut ram)?;
+        let ranges = ram.ranges();
+        let plan = plan(machine, &ranges, &loaded);
+        ram.write(loaded.boot.dtb_address, &tree(machine, &plan, &loaded)?)?;
+        let ram = ram.finish();
+        machine.devices.attach(&ram.shared());
+        let started = machine.accelerator.start(&plan, &ram).inspect_err(|_| machine.devices.detach())?;
+        let failed = |message| Failure::Start { message, transient: false };
+        let ended = Arc::new(eventfd::new().map_err(|e| failed(format!("cannot make an eventfd: {e}")))?);
+        match VcpuThreads::start(started.vcpus, &machine.devices, ended.clone()) {
+            Ok(threads) => Ok(Self { threads, vm: started.vm, ended, ram }),
+            Err(message) => {
+                machine.devices.detach();
+                tear_down(started.vm);
+                Err(failed(message))
+            }
+        }
+    }
+
+    /// Waits until the VM ends by itself or is asked to stop.
+    pub fn wait(&self, stop: &EventFd) {
+        wait_for(&[&self.ended, stop], None);
+    }
+
+    /// Ends the VM: vCPU threads, then the devices' work, then the VM, then its memory. How it had ended by itself, if
+    /// it had, and its exits.
+    pub fn finish(self, machine: &Machine) -> (Option<End>, ExitCounts) {
+        match self.threads.finish() {
+            Ok((end, counts)) => {
+                machine.devices.detach();
+                tear_down(self.vm);
+                drop(self.ram);
+                (end, counts)
+            }
+            Err(error) => {
+                // A thread that is still in the guest holds the VM and its memory: they are left to the end of the
+                // process, which follows.
+                machine.devices.detach();
+                std::mem::forget((self.vm, self.ram));
+                (Some(End::Crash(format!("the VM does not stop: {error}"))), ExitCounts::default())
+            }
+        }
+    }
+}
+
+fn tear_down(vm: Box<dyn Vm>) {
+    if let Err(error) = vm.teardown() {
+        tracing::error!("{error}");
+    }
+}
+
+/// The device tree that the guest would get. Nothing is started.
+pub fn device_tree(machine: &Machine) -> Result<Vec<u8>, Failure> {
+    let mut ram = new_ram(machine)?;
+    let loaded = load(machine, &mut ram)?;
+    let ranges = ram.ranges();
+    tree(machine, &plan(machine, &ranges, &loaded), &loaded)
+}
+
+fn new_ram(machine: &Machine) -> Result<RamBuilder, Failure> {
+    let (protection, firmware) = match machine.protection {
+        Protection::Shared => (memory::Protection::None, false),
+        Protection::Lent { window, firmware } => (memory::Protection::Lent { window }, firmware),
+    };
+    let mut ram = RamBuilder::new(RAM_BASE, machine.memory, Backing::Anonymous, protection)?;
+    if firmware {
+        ram.add_lent(FIRMWARE_BASE, FIRMWARE_SIZE)?;
+    }
+    Ok(ram)
+}
+
+fn load(machine: &Machine, ram: &mut RamBuilder) -> Result<loader::Loaded, Failure> {
+    Ok(loader::load(ram, &machine.kernel, machine.initrd.as_deref())?)
+}
+
+fn plan<'a>(machine: &'a Machine, ranges: &'a [memory::MemoryRange], loaded: &loader::Loaded) -> VmPlan<'a> {
+    let firmware = matches!(machine.protection, Protection::Lent { firmware: true, .. });
+    VmPlan {
+        name: &machine.name,
+        vcpus: machine.vcpus,
+        memory: ranges,
+        boot: loaded.boot,
+        firmware: firmware.then_some(FirmwareRange { base: FIRMWARE_BASE, size: FIRMWARE_SIZE }),
+        gic: layout::gic(machine.vcpus),
+        lines: &machine.devices.lines,
+        doorbells: &machine.devices.doorbells,
+    }
+}
+
+fn tree(machine: &Machine, plan: &VmPlan<'_>, loaded: &loader::Loaded) -> Result<Vec<u8>, Failure> {
+    let description = device_tree::Description {
+        plan,
+        cmdline: &machine.cmdline,
+        initrd: loaded.initrd,
+        nodes: &machine.devices.nodes,
+    };
+    Ok(device_tree::build(&description, machine.accelerator.as_ref())?)
+}
