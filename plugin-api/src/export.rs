@@ -57,9 +57,10 @@ pub fn create<O: OptionSet>(
         let options = O::from_values(&values).map_err(|e| e.to_string())?;
         create(options, Services::new(Arc::new(HostProxy(host))).with_scope(scope))
     });
-    match made.and_then(|result| result) {
+    let made = made.and_then(|result| result).inspect_err(|_| scope.unregister());
+    match made {
         Ok(device) => RResult::ROk(RawDevice_TO::from_ptr(
-            RBox::new(Export { device, scope }),
+            RBox::new(Export { device: Some(device), scope }),
             abi_stable::sabi_trait::TD_Opaque,
         )),
         Err(error) => RResult::RErr(RString::from(error)),
@@ -73,35 +74,45 @@ pub fn init(max_level: u8) {
 }
 
 struct Export {
-    device: Device,
+    /// `None` only while it is dropped.
+    device: Option<Device>,
     scope: Scope,
+}
+
+impl Drop for Export {
+    /// The host lets go of the device's interfaces before: this is the end of the device itself.
+    fn drop(&mut self) {
+        let device = self.device.take();
+        if let Err(panic) = contain(self.scope, move || drop(device)) {
+            contain(self.scope, || tracing::error!("{panic} when it was dropped")).ok();
+        }
+        self.scope.unregister();
+    }
 }
 
 impl RawDevice for Export {
     fn reset(&self) -> ROption<RString> {
         let reset = contain(self.scope, || match &self.device {
-            Device::Mmio(device) => device.reset(),
-            Device::Virtio(device) => device.reset(),
+            Some(Device::Mmio(device)) => device.reset(),
+            Some(Device::Virtio(device)) => device.reset(),
+            None => {}
         });
         reset.err().map(RString::from).into()
     }
 
     fn metrics(&self) -> RVec<Tuple2<RString, u64>> {
         let metrics = contain(self.scope, || match &self.device {
-            Device::Mmio(device) => device.metrics(),
-            Device::Virtio(device) => device.metrics(),
+            Some(Device::Mmio(device)) => device.metrics(),
+            Some(Device::Virtio(device)) => device.metrics(),
+            None => Vec::new(),
         });
-        metrics
-            .unwrap_or_default()
-            .into_iter()
-            .map(|metric| Tuple2(metric.name.into(), metric.value))
-            .collect()
+        metrics.unwrap_or_default().into_iter().map(|metric| Tuple2(metric.name.into(), metric.value)).collect()
     }
 
     fn extension(&self, id: RStr<'_>) -> ROption<Extension> {
         match (&self.device, id.as_str()) {
-            (Device::Mmio(device), MMIO) => mmio::export(device.clone(), self.scope),
-            (Device::Virtio(device), VIRTIO) => virtio::export(device.clone(), self.scope),
+            (Some(Device::Mmio(device)), MMIO) => mmio::export(device.clone(), self.scope),
+            (Some(Device::Virtio(device)), VIRTIO) => virtio::export(device.clone(), self.scope),
             _ => ROption::RNone,
         }
     }

@@ -15,8 +15,9 @@ use tracing::{Event, Level, Metadata, Subscriber, span};
 /// Takes log lines: level (1 error to 5 trace), target, text.
 pub(crate) type Sink = Arc<dyn Fn(u8, &str, &str) + Send + Sync>;
 
-/// One sink a device of this plugin, never removed: devices are as many as the command line names.
-static SINKS: RwLock<Vec<Sink>> = RwLock::new(Vec::new());
+/// One sink a device of this plugin, `None` once the device is gone: places are not used again, for a thread may still
+/// be in the scope.
+static SINKS: RwLock<Vec<Option<Sink>>> = RwLock::new(Vec::new());
 /// Most detailed level that the host wants.
 static MAX_LEVEL: AtomicU8 = AtomicU8::new(0);
 /// Longest text of one event in bytes.
@@ -37,8 +38,17 @@ impl Scope {
     /// A scope whose lines go to the sink.
     pub(crate) fn register(sink: Sink) -> Self {
         let mut sinks = SINKS.write().unwrap_or_else(PoisonError::into_inner);
-        sinks.push(sink);
+        sinks.push(Some(sink));
         Self(u32::try_from(sinks.len() - 1).unwrap_or(u32::MAX))
+    }
+
+    /// Takes the sink away: the device is gone.
+    pub(crate) fn unregister(self) {
+        let mut sinks = SINKS.write().unwrap_or_else(PoisonError::into_inner);
+        let sink = sinks.get_mut(self.0 as usize).and_then(Option::take);
+        drop(sinks);
+        // The sink's own end may log.
+        drop(sink);
     }
 
     /// Enters the scope on this thread until the guard is dropped.
@@ -81,7 +91,7 @@ impl Subscriber for Forward {
 
     fn event(&self, event: &Event<'_>) {
         let sinks = SINKS.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sink) = sinks.get(CURRENT.get().0 as usize) {
+        if let Some(Some(sink)) = sinks.get(CURRENT.get().0 as usize) {
             let mut text = Text(String::new());
             event.record(&mut text);
             sink(number(*event.metadata().level()), event.metadata().target(), &text.0);

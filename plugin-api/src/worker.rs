@@ -5,7 +5,8 @@
 //! leaves the rest to [`QueueWorkers`].
 
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use nix::errno::Errno;
@@ -27,10 +28,11 @@ pub enum Watch {
 
 /// Serves one queue on the queue's own thread.
 pub trait QueueHandler: Send + 'static {
-    /// Takes and completes requests until the queue is empty or the rest must wait.
+    /// Takes and completes requests until the queue is empty, the rest must wait, or it was busy for a while: a driver
+    /// that never lets the queue run empty must not keep the worker from stopping.
     ///
-    /// Called once when the queue starts and then whenever the driver has made buffers available. The worker signals
-    /// what is left to signal after it returns.
+    /// Called once when the queue starts, then whenever the driver has made buffers available, and again if it left
+    /// some of them. The worker signals what is left to signal after it returns.
     fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError>;
 
     /// Further descriptors to watch for input; asked for once. One that changes at run time hides behind an epoll
@@ -59,7 +61,7 @@ pub struct QueueWorkers {
 
 #[derive(Debug)]
 struct Running {
-    stop: Event,
+    stop: Arc<Stop>,
     thread: JoinHandle<Option<QueueState>>,
 }
 
@@ -80,12 +82,12 @@ impl QueueWorkers {
             return Err(format!("queue {index} is already started"));
         }
         let failed = |what: &str, error: &dyn std::fmt::Display| format!("queue {index}: {what}: {error}");
-        let stop = Event::new().map_err(|e| failed("cannot make an eventfd", &e))?;
-        let stopped = stop.try_clone().map_err(|e| failed("cannot copy an eventfd", &e))?;
+        let event = Event::new().map_err(|e| failed("cannot make an eventfd", &e))?;
+        let stop = Arc::new(Stop { event, asked: AtomicBool::new(false) });
         let kick = setup.kick.try_clone().map_err(|e| failed("cannot copy an eventfd", &e))?;
         let queue = VirtQueue::new(setup).map_err(|e| failed("refused", &e))?;
         let services = self.services.clone();
-        let worker = Worker { queue, handler, kick, stop: stopped };
+        let worker = Worker { queue, handler, kick, stop: stop.clone() };
         let body = move || worker.run(index, &services);
         let thread = self.services.spawn(&format!("queue-{index}"), body);
         running[slot] =
@@ -106,7 +108,8 @@ impl QueueWorkers {
 
 impl Running {
     fn end(self) -> Option<QueueState> {
-        self.stop.signal();
+        self.stop.asked.store(true, Ordering::Relaxed);
+        self.stop.event.signal();
         self.thread.join().ok().flatten()
     }
 }
@@ -119,11 +122,18 @@ impl Drop for QueueWorkers {
     }
 }
 
+/// Asks a worker to stop, be it waiting or at work.
+#[derive(Debug)]
+struct Stop {
+    event: Event,
+    asked: AtomicBool,
+}
+
 struct Worker<H> {
     queue: VirtQueue,
     handler: H,
     kick: Event,
-    stop: Event,
+    stop: Arc<Stop>,
 }
 
 const KICK: u64 = u64::MAX;
@@ -142,7 +152,7 @@ impl<H: QueueHandler> Worker<H> {
         let add = |fd: BorrowedFd<'_>, flags, token| {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | flags, token)).map_err(std::io::Error::from)
         };
-        add(std::os::fd::AsFd::as_fd(&self.stop), EpollFlags::empty(), STOP)?;
+        add(std::os::fd::AsFd::as_fd(&self.stop.event), EpollFlags::empty(), STOP)?;
         // Edge-triggered, every kick is reported once and need not be read: a system call less for each.
         add(std::os::fd::AsFd::as_fd(&self.kick), EpollFlags::EPOLLET, KICK)?;
         for (token, fd) in (0..).zip(self.handler.sources()) {
@@ -180,16 +190,17 @@ impl<H: QueueHandler> Worker<H> {
 
     /// Works off the queue with kicks off, until with kicks on nothing has come or nothing more can be taken.
     fn drain(&mut self) -> Result<(), QueueError> {
-        loop {
+        while !self.stop.asked.load(Ordering::Relaxed) {
             self.queue.disable_kicks()?;
             let before = self.queue.state().next_avail;
             self.handler.process(&mut self.queue)?;
             self.queue.signal()?;
             let more = self.queue.enable_kicks()?;
             if !more || self.queue.state().next_avail == before {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     fn source_ready(&mut self, source: u64) -> Result<Watch, QueueError> {

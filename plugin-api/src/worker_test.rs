@@ -107,7 +107,8 @@ fn a_panic_in_a_worker_fails_the_device_and_nothing_else() {
 
 #[test]
 fn broken_rings_and_chains_fail_the_device_with_the_cause() {
-    let cases: [(&str, fn(&mut crate::testing::QueueDriver)); 4] = [
+    type Break = fn(&mut crate::testing::QueueDriver);
+    let cases: [(&str, Break); 4] = [
         ("queue 0: descriptor chain 0 is malformed", |queue| {
             queue.descriptor(0, IN, 1, 1, 1);
             queue.descriptor(1, IN, 1, 1, 0);
