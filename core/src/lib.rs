@@ -1,4 +1,5 @@
 //! The gvmm virtual machine monitor: command line, machine assembly, accelerators and the plugin host.
 
 pub mod hypervisor;
+pub mod loader;
 pub mod memory;
