@@ -155,7 +155,9 @@ impl BlockQueue {
 
 impl QueueHandler for BlockQueue {
     fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
-        while let Some(chain) = queue.pop()? {
+        // At most a full queue at a time, so that the worker sees when it is to stop.
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.pop()? else { break };
             self.complete(queue, chain)?;
         }
         // The worker signals what is left.
@@ -361,5 +363,33 @@ mod tests {
         assert_eq!((state.next_avail, state.next_used), (70, 70));
         harness.resume(0, queue, state);
         assert_eq!(machine.read(1, 512), Ok(pattern(1024)[512..].to_vec()));
+    }
+
+    #[test]
+    fn a_queue_that_never_runs_empty_can_be_stopped() {
+        let disk = TestDisk::new(&pattern(8192));
+        let Machine { device, harness, mut queue, host } = machine(&disk);
+        harness.memory().write(HEADER, &[0; 16]);
+        let stopped = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let seen = stopped.clone();
+        let driver = std::thread::spawn(move || {
+            let request =
+                [Buffer::readable(HEADER, 16), Buffer::writable(DATA, 512), Buffer::writable(STATUS, 1)];
+            (0..16).for_each(|_| _ = queue.add(&request));
+            queue.kick();
+            while !seen.load(std::sync::atomic::Ordering::Relaxed) {
+                if queue.poll_used().is_some() {
+                    queue.add(&request);
+                    queue.kick();
+                }
+            }
+        });
+        gvmm_plugin_api::testing::wait_until("requests under way", || {
+            device.metrics().iter().any(|metric| metric.name == "read_requests" && metric.value > 1000)
+        });
+        assert!(device.stop_queue(0).is_some());
+        stopped.store(true, std::sync::atomic::Ordering::Relaxed);
+        driver.join().unwrap();
+        assert_eq!(host.failures(), [""; 0]);
     }
 }
