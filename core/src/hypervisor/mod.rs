@@ -9,11 +9,14 @@ pub mod gunyah;
 pub mod kick;
 pub mod kvm;
 pub mod plan;
+pub mod retry;
 
 use vm_fdt::FdtWriter;
 
+use crate::memory::GuestRam;
+
 pub use kick::Kicker;
-pub use plan::{Boot, DoorbellWrite, GicLayout, InterruptLine, VmPlan};
+pub use plan::{Boot, DoorbellWrite, FirmwareRange, GicLayout, InterruptLine, VmPlan};
 
 /// Why an accelerator could not do what it was asked.
 ///
@@ -29,6 +32,10 @@ pub enum Error {
     /// A call to the hypervisor failed.
     #[error("{0}")]
     Call(String),
+    /// The hypervisor refused to start the VM for a reason that may pass by itself, such as an earlier VM that is
+    /// still being taken down. Worth another try, with guest memory loaded anew; see [`retry`].
+    #[error("{0}")]
+    Transient(String),
     /// Writing the device tree failed.
     #[error("device tree: {0}")]
     DeviceTree(#[from] vm_fdt::Error),
@@ -50,9 +57,12 @@ pub trait Accelerator: Send + Sync {
 
     /// Checks the plan, then builds and starts the VM. Guest memory must already hold the kernel and the device tree.
     ///
+    /// Guest memory is used up by the call, even by one that fails: the hypervisor may have changed the device tree in
+    /// it, or cleared it. Whoever tries again loads it anew, see [`retry`].
+    ///
     /// The vCPUs come in index order and stand still until [`Vcpu::run`] is called; each must be run by a thread of
     /// its own, the secondaries included: the guest powers them on through PSCI.
-    fn start(&self, plan: &VmPlan<'_>) -> Result<StartedVm, Error>;
+    fn start(&self, plan: &VmPlan<'_>, ram: &GuestRam) -> Result<StartedVm, Error>;
 }
 
 /// What [`Accelerator::start`] hands over.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::GuestRam;
+use crate::memory::MemoryRange;
 
 /// Everything an accelerator needs to build a VM. It stays the same over a reset, guest memory excepted.
 pub struct VmPlan<'a> {
@@ -12,10 +12,14 @@ pub struct VmPlan<'a> {
     pub name: &'a str,
     /// Number of vCPUs, at least 1. MPIDR affinity is [`mpidr`].
     pub vcpus: u32,
-    /// Guest memory, already holding kernel, initrd and device tree when the VM is started.
-    pub ram: &'a GuestRam,
+    /// The ranges of guest memory by ascending address, as [`crate::memory::RamBuilder::ranges`] tells them. The
+    /// memory itself comes with [`super::Accelerator::start`]: the device tree is described before it is complete.
+    pub memory: &'a [MemoryRange],
     /// Where the guest starts.
     pub boot: Boot,
+    /// Lent memory for the firmware in which a protected guest starts, one range of `memory`; `None` for a guest that
+    /// starts at `boot`. The hypervisor has the firmware's image.
+    pub firmware: Option<FirmwareRange>,
     /// Where the interrupt controller's registers are.
     pub gic: GicLayout,
     /// Every interrupt line of every device, no SPI twice.
@@ -36,6 +40,21 @@ pub struct Boot {
     pub dtb_size: u64,
 }
 
+/// Guest memory of a protected guest's firmware.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirmwareRange {
+    /// First guest address, [`FIRMWARE_BASE`].
+    pub base: u64,
+    /// Bytes, [`FIRMWARE_SIZE`].
+    pub size: u64,
+}
+
+/// Guest address of a firmware: the last 4 MiB before RAM, where the firmware of Android's protected guests expects
+/// itself.
+pub const FIRMWARE_BASE: u64 = crate::memory::RAM_BASE - FIRMWARE_SIZE;
+/// Bytes for a firmware.
+pub const FIRMWARE_SIZE: u64 = 0x40_0000;
+
 /// GICv3 register windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GicLayout {
@@ -45,6 +64,8 @@ pub struct GicLayout {
     pub redistributors: u64,
 }
 
+/// Path of the interrupt controller's node in the device tree.
+pub const GIC_PATH: &str = "/intc";
 /// Size of the GICv3 distributor window (Arm IHI 0069, 12.10).
 pub const GIC_DISTRIBUTOR_SIZE: u64 = 0x1_0000;
 /// Size of one GICv3 redistributor: an RD frame and an SGI frame of 64 KiB each (Arm IHI 0069, 12.10).
