@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::bed::Bed;
 use crate::build::Build;
-use crate::process::progress;
+use crate::process::{self, progress};
 use crate::setup::Ready;
 use crate::summary::Counts;
 use crate::workspace::Workspace;
@@ -37,6 +37,9 @@ struct BedOptions {
     memory_mib: u32,
     /// Seconds after which the whole group has failed.
     timeout: u64,
+    /// Packages below `tests/` whose shared library the tests want at `/bed/lib`.
+    #[serde(default)]
+    libraries: Vec<String>,
 }
 
 struct Case {
@@ -92,6 +95,7 @@ impl Group {
         bed.timeout = Duration::from_secs(self.bed.timeout);
         bed.add(dist, "gvmm")?;
         add_tools(&bed, build)?;
+        add_libraries(&bed, build, &self.bed.libraries)?;
         bed.add(&workspace.root.join("tests/e2e/cases").join(&self.name), "cases")?;
         let names: Vec<_> = self.cases.iter().map(|case| case.name.as_str()).collect();
 
@@ -154,6 +158,21 @@ pub(crate) fn add_tools(bed: &Bed, build: &Build) -> Result<()> {
     let names: Vec<_> = package.targets_of("bin").collect();
     for program in build.static_programs(TOOLS_PACKAGE, &names)? {
         bed.add(&program, &format!("tools/{}", file_stem(&program)?))?;
+    }
+    Ok(())
+}
+
+/// Puts the shared libraries of packages below `tests/` at `/bed/lib`.
+pub(crate) fn add_libraries(bed: &Bed, build: &Build, names: &[String]) -> Result<()> {
+    for name in names {
+        let mut packages = build.workspace.members_below("tests");
+        let library = packages
+            .find(|package| package.name == *name)
+            .and_then(|package| package.targets_of("cdylib").next())
+            .with_context(|| format!("no package {name} below tests/ builds a shared library"))?;
+        process::run(build.cargo("build").args(["--package", name]))?;
+        let file = format!("lib{library}.so");
+        bed.add(&build.output().join(&file), &format!("lib/{file}"))?;
     }
     Ok(())
 }

@@ -25,6 +25,9 @@ pub(crate) struct Options {
     /// File or folder to put at /bed/NAME, as NAME=PATH
     #[arg(long, value_name = "NAME=PATH")]
     file: Vec<String>,
+    /// Package below tests/ whose shared library to put at /bed/lib
+    #[arg(long, value_name = "PACKAGE")]
+    library: Vec<String>,
     /// Folder to lay at /gvmm instead of building one
     #[arg(long, value_name = "FOLDER")]
     dist: Option<PathBuf>,
@@ -46,6 +49,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     bed.timeout = Duration::from_secs(options.timeout);
     bed.add(&folder, "gvmm")?;
     e2e::add_tools(&bed, &build)?;
+    e2e::add_libraries(&bed, &build, &options.library)?;
     for file in &options.file {
         let (name, path) =
             file.split_once('=').with_context(|| format!("--file {file}: expected NAME=PATH"))?;

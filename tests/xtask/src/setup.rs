@@ -114,11 +114,11 @@ pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     let install = || {
         let mut command = as_root("apt-get")?;
         command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
-        process::run(command.env("DEBIAN_FRONTEND", "noninteractive"))
+        process::output(command.env("DEBIAN_FRONTEND", "noninteractive"))
     };
     // Package lists may be missing (containers) or out of date: only then refresh them.
     if install().is_err() {
-        process::run(as_root("apt-get")?.args(["update", "-qq"]))?;
+        process::output(as_root("apt-get")?.args(["update", "-qq"]))?;
         install().with_context(|| format!("cannot install {list}"))?;
     }
     Ok(())
