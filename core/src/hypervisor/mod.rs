@@ -11,9 +11,11 @@ pub mod kvm;
 pub mod plan;
 pub mod retry;
 
+use std::sync::Arc;
+
 use vm_fdt::FdtWriter;
 
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, MemorySource};
 
 pub use kick::Kicker;
 pub use plan::{Boot, DoorbellWrite, FirmwareRange, GicLayout, InterruptLine, VmPlan};
@@ -50,6 +52,11 @@ pub trait Accelerator: Send + Sync {
 
     /// Whether a VM could be started here; the error says why not and what to do. Starts nothing.
     fn probe(&self) -> Result<(), Error>;
+
+    /// Where guest memory must come from; `None` where any memory will do.
+    fn memory_source(&self) -> Option<Arc<dyn MemorySource>> {
+        None
+    }
 
     /// Adds the nodes that this accelerator needs to the root of the guest's device tree, on top of the nodes that
     /// every machine has (GIC, timer, PSCI and CPUs, which [`crate::device_tree`] writes).

@@ -49,7 +49,11 @@ impl From<hypervisor::Error> for Failure {
 
 impl From<memory::Error> for Failure {
     fn from(error: memory::Error) -> Self {
-        Self::Usage(error.to_string())
+        let message = error.to_string();
+        match error {
+            memory::Error::Source(_) => Self::Start { message, transient: false },
+            _ => Self::Usage(message),
+        }
     }
 }
 
@@ -142,7 +146,8 @@ fn new_ram(machine: &Machine) -> Result<RamBuilder, Failure> {
         Protection::Shared => (memory::Protection::None, false),
         Protection::Lent { window, firmware } => (memory::Protection::Lent { window }, firmware),
     };
-    let mut ram = RamBuilder::new(RAM_BASE, machine.memory, Backing::Anonymous, protection)?;
+    let source = machine.accelerator.memory_source();
+    let mut ram = RamBuilder::with_source(RAM_BASE, machine.memory, Backing::Anonymous, protection, source)?;
     if firmware {
         ram.add_lent(FIRMWARE_BASE, FIRMWARE_SIZE)?;
     }

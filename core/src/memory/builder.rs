@@ -1,8 +1,11 @@
 //! Guest memory while it is being filled.
 
+use std::sync::Arc;
+
 use super::host::HostMemory;
 use super::mapping::Mapping;
 use super::ram::{GuestRam, MemoryRange, RegionKind};
+use super::source::MemorySource;
 use super::{Error, REGION_ALIGNMENT};
 
 /// What shared guest memory is made of.
@@ -34,6 +37,26 @@ pub struct RamBuilder {
     /// First guest address behind the part of RAM that can hold kernel, device tree and initrd.
     boot_end: u64,
     base: u64,
+    origin: Origin,
+}
+
+/// What regions are mapped from.
+#[derive(Debug)]
+struct Origin {
+    backing: Backing,
+    source: Option<Arc<dyn MemorySource>>,
+}
+
+impl Origin {
+    /// Memory for a region. What is lent is anonymous, so that the file a device process gets never holds more than
+    /// the window.
+    fn map(&self, size: u64, kind: RegionKind) -> Result<Mapping, Error> {
+        match (&self.source, self.backing, kind) {
+            (Some(source), ..) => Mapping::file(size, source.file(size).map_err(Error::Source)?),
+            (None, Backing::Memfd, RegionKind::Shared) => Mapping::memfd(size),
+            (None, ..) => Mapping::anonymous(size),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -45,31 +68,41 @@ struct BuilderRegion {
 impl RamBuilder {
     /// Maps `size` bytes of RAM for the guest addresses from `base` on.
     ///
-    /// Lent memory is always anonymous, so that the file a device process gets never holds more than the window.
-    ///
     /// # Errors
     ///
     /// Sizes and a base that are zero or not multiples of [`REGION_ALIGNMENT`], more memory than the host has, and a
     /// refusal by the host's kernel.
     pub fn new(base: u64, size: u64, backing: Backing, protection: Protection) -> Result<Self, Error> {
+        Self::with_source(base, size, backing, protection, None)
+    }
+
+    /// Maps RAM from the files of a source; `backing` says what to take without one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`], and a refusal by the source.
+    pub fn with_source(
+        base: u64,
+        size: u64,
+        backing: Backing,
+        protection: Protection,
+        source: Option<Arc<dyn MemorySource>>,
+    ) -> Result<Self, Error> {
         check_range("guest memory", base, size)?;
         if let Some(host) = HostMemory::query() {
             host.check(size)?;
         }
-        let shared = |size| match backing {
-            Backing::Anonymous => Mapping::anonymous(size),
-            Backing::Memfd => Mapping::memfd(size),
-        };
-        let mut builder = Self { regions: Vec::new(), boot_end: base + size, base };
+        let origin = Origin { backing, source };
+        let mut builder = Self { regions: Vec::new(), boot_end: base + size, base, origin };
         match protection {
-            Protection::None => builder.push(base, size, RegionKind::Shared, shared(size)?)?,
+            Protection::None => builder.add(base, size, RegionKind::Shared)?,
             Protection::Lent { window } => {
                 check_range("shared window", base, window)?;
                 let lent = size.checked_sub(window).filter(|lent| *lent > 0);
                 let lent = lent.ok_or(Error::WindowTooLarge { window, size })?;
                 builder.boot_end = base + lent;
-                builder.push(base, lent, RegionKind::Lent, Mapping::anonymous(lent)?)?;
-                builder.push(base + lent, window, RegionKind::Shared, shared(window)?)?;
+                builder.add(base, lent, RegionKind::Lent)?;
+                builder.add(base + lent, window, RegionKind::Shared)?;
             }
         }
         Ok(builder)
@@ -79,13 +112,13 @@ impl RamBuilder {
     ///
     /// # Errors
     ///
-    /// As [`Self::new`], and for a range that overlaps another region.
+    /// As [`Self::with_source`], and for a range that overlaps another region.
     pub fn add_lent(&mut self, base: u64, size: u64) -> Result<(), Error> {
         check_range("lent memory", base, size)?;
-        self.push(base, size, RegionKind::Lent, Mapping::anonymous(size)?)
+        self.add(base, size, RegionKind::Lent)
     }
 
-    fn push(&mut self, base: u64, size: u64, kind: RegionKind, mapping: Mapping) -> Result<(), Error> {
+    fn add(&mut self, base: u64, size: u64, kind: RegionKind) -> Result<(), Error> {
         let place = self.regions.partition_point(|region| region.range.base < base);
         let before = place.checked_sub(1).and_then(|index| self.regions.get(index));
         let overlapping = before
@@ -94,6 +127,7 @@ impl RamBuilder {
         if let Some(other) = overlapping {
             return Err(Error::Overlap { base, other: other.range.base });
         }
+        let mapping = self.origin.map(size, kind)?;
         self.regions.insert(place, BuilderRegion { range: MemoryRange { base, size, kind }, mapping });
         Ok(())
     }
@@ -244,6 +278,37 @@ mod tests {
         // SAFETY: `shared` keeps the region mapped, and no guest or other thread uses it.
         let byte = unsafe { std::ptr::with_exposed_provenance::<u8>(address as usize).read_volatile() };
         assert_eq!(byte, 0);
+    }
+
+    /// Gives out memfds and counts them.
+    #[derive(Debug, Default)]
+    struct Files(std::sync::Mutex<Vec<u64>>);
+
+    impl MemorySource for Files {
+        fn file(&self, size: u64) -> Result<std::os::fd::OwnedFd, String> {
+            let mut sizes = self.0.lock().unwrap();
+            if sizes.len() == 3 {
+                return Err("no more".to_owned());
+            }
+            sizes.push(size);
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(size).unwrap();
+            Ok(file.into())
+        }
+    }
+
+    #[test]
+    fn takes_a_file_of_the_source_for_every_region() {
+        let files = Arc::new(Files::default());
+        let protection = Protection::Lent { window: 4 * MIB };
+        let source = Some(files.clone() as Arc<dyn MemorySource>);
+        let mut builder =
+            RamBuilder::with_source(RAM_BASE, 16 * MIB, Backing::Anonymous, protection, source).unwrap();
+        builder.add_lent(0x7fc0_0000, 4 * MIB).unwrap();
+        assert_eq!(*files.0.lock().unwrap(), [12 * MIB, 4 * MIB, 4 * MIB]);
+        let error = builder.add_lent(0x7000_0000, 4 * MIB).unwrap_err().to_string();
+        assert_eq!(error, "no more");
+        assert!(builder.finish().regions().all(|region| region.memfd.is_some()));
     }
 
     #[test]

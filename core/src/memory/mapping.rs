@@ -55,6 +55,15 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// A file of the hypervisor's, which decides on its pages itself.
+    pub(super) fn file(size: u64, file: OwnedFd) -> Result<Self, Error> {
+        let length = usize::try_from(size).map_err(|_| Error::OutOfAddressSpace { base: 0, size })?;
+        let mapping = Self::aligned(length, libc::MAP_SHARED, Some(file))
+            .map_err(|source| refused(size, "mmap", source))?;
+        mapping.advise_huge_pages();
+        Ok(mapping)
+    }
+
     /// Maps a file of reserved huge pages, which the kernel aligns by itself.
     fn hugetlb(length: usize, fd: OwnedFd) -> io::Result<Self> {
         let reservation =

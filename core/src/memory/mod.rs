@@ -9,9 +9,11 @@ mod builder;
 mod host;
 mod mapping;
 mod ram;
+mod source;
 
 pub use builder::{Backing, Protection, RamBuilder};
 pub use ram::{GuestRam, MemoryRange, Region, RegionKind, SharedMemory, SharedRegion};
+pub use source::MemorySource;
 
 /// Guest address of the first byte of RAM. Everything the VMM emulates lies below 1 GiB.
 pub const RAM_BASE: u64 = 0x8000_0000;
@@ -89,6 +91,9 @@ pub enum Error {
         /// Its error.
         source: std::io::Error,
     },
+    /// The hypervisor made no memory.
+    #[error("{0}")]
+    Source(String),
     /// An address range that is not inside one region.
     #[error("guest memory has no {length:#x} bytes at {address:#x}")]
     OutOfRange {

@@ -9,7 +9,7 @@ use super::probe::Generation;
 use super::sys::{Node, VmFd};
 use super::uapi::{a, b};
 use crate::hypervisor::Error;
-use crate::memory::{GuestRam, Region};
+use crate::memory::{GuestRam, MemorySource, Region};
 
 /// Gives guest memory to the VM, range by range.
 pub(crate) fn give(
@@ -72,7 +72,7 @@ struct MapVersion(Option<b::MapFlags>);
 impl MapVersion {
     /// Gives a memory object, mapped in this process as the region.
     fn map(&mut self, vm: &VmFd, range: &PlacedRange, region: &Region) -> io::Result<()> {
-        // Only memory made by `guest_memory` is an object of the driver's; it refuses all other files.
+        // Only a file of `GuestMemory` is an object of the driver's; it refuses all other files.
         let file = region.memfd.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
         let fd = u32::try_from(file.as_raw_fd()).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
         let with = |flags: b::MapFlags| b::MemoryMapping {
@@ -98,9 +98,23 @@ impl MapVersion {
     }
 }
 
-/// Makes the memory object that a region of a generation-B guest is mapped from. Its size must be a multiple of a
-/// huge page, as every region's is.
-pub(crate) fn guest_memory(node: &Node, size: u64) -> io::Result<OwnedFd> {
-    let flags = b::MEMORY_CLOEXEC | b::MEMORY_ALLOW_HUGE_PAGE;
-    node.create_guest_memory(&b::GuestMemory { flags, size, reserved: [0; 6] })
+/// Makes the memory objects of generation B, which knows no other guest memory.
+#[derive(Debug)]
+pub(crate) struct GuestMemory(Node);
+
+impl GuestMemory {
+    /// Memory objects of this node.
+    pub(crate) fn new(node: Node) -> Self {
+        Self(node)
+    }
+}
+
+impl MemorySource for GuestMemory {
+    fn file(&self, size: u64) -> Result<OwnedFd, String> {
+        let flags = b::MEMORY_CLOEXEC | b::MEMORY_ALLOW_HUGE_PAGE;
+        self.0.create_guest_memory(&b::GuestMemory { flags, size, reserved: [0; 6] }).map_err(|error| {
+            let subject = format!("{} MiB", size >> 20);
+            Refusal::new(Call::CreateGuestMem, Generation::B, &subject, &error).to_string()
+        })
+    }
 }

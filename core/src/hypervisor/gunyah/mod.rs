@@ -22,13 +22,15 @@ mod vm;
 mod fixture;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use vm_fdt::FdtWriter;
 
 use super::plan::VmPlan;
 use super::{Accelerator, Error, StartedVm};
 use crate::host::{cores, memlock, pieces};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, MemorySource};
+use memory::GuestMemory;
 use probe::{Driver, Generation, Probe};
 use sys::Node;
 
@@ -65,6 +67,16 @@ impl Accelerator for Gunyah {
 
     fn probe(&self) -> Result<(), Error> {
         self.open().map(drop)
+    }
+
+    fn memory_source(&self) -> Option<Arc<dyn MemorySource>> {
+        // Without a usable driver there is nothing to say here: the start will say it.
+        match self.open() {
+            Ok((node, driver)) if driver.generation == Generation::B => {
+                Some(Arc::new(GuestMemory::new(node)))
+            }
+            _ => None,
+        }
     }
 
     fn describe(&self, plan: &VmPlan<'_>, fdt: &mut FdtWriter) -> Result<(), Error> {
