@@ -8,10 +8,10 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::build::{self, Cross};
+use crate::build::{self, Cross, TARGET};
 use crate::guest_packages::{self, Guest};
 use crate::process::{self, find_program, progress};
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, cargo};
 
 /// What the other commands build and boot with.
 pub(crate) struct Ready {
@@ -31,6 +31,7 @@ pub(crate) fn ensure(workspace: &Workspace) -> Result<Ready> {
     let _lock = lock(workspace)?;
     install_host_packages(&[QEMU, CROSS_COMPILER, CROSS_LIBC, MKE2FS])?;
     let cross = build::ensure_cross(workspace)?;
+    fetch_crates(workspace)?;
     let guest = guest_packages::ensure(&workspace.cache)?;
     Ok(Ready { guest, cross })
 }
@@ -47,6 +48,14 @@ pub(crate) fn ensure_cross(workspace: &Workspace) -> Result<Cross> {
     let _lock = lock(workspace)?;
     install_host_packages(&[CROSS_COMPILER, CROSS_LIBC])?;
     build::ensure_cross(workspace)
+}
+
+/// Fetches the crates of every package for both architectures, so that no later command needs a network.
+fn fetch_crates(workspace: &Workspace) -> Result<()> {
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut fetch = Command::new(cargo());
+    fetch.args(["fetch", "--quiet", "--target", TARGET, "--target", &host]);
+    process::run(fetch.current_dir(&workspace.root))
 }
 
 /// Keeps two commands from setting up at once.
