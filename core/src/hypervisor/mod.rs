@@ -62,6 +62,14 @@ pub trait Accelerator: Send + Sync {
     /// every machine has (GIC, timer, PSCI and CPUs, which [`crate::device_tree`] writes).
     fn describe(&self, plan: &VmPlan<'_>, fdt: &mut FdtWriter) -> Result<(), Error>;
 
+    /// Largest device tree in bytes that the guest may be started with.
+    ///
+    /// The default is what Gunyah's Resource Manager can work on: it adds an overlay and wants the result within
+    /// 16 KiB.
+    fn device_tree_limit(&self) -> usize {
+        10 * 1024
+    }
+
     /// Checks the plan, then builds and starts the VM. Guest memory must already hold the kernel and the device tree.
     ///
     /// Guest memory is used up by the call, even by one that fails: the hypervisor may have changed the device tree in

@@ -16,6 +16,7 @@ use super::layout::Allocator;
 use crate::bus::{Bus, DeviceWindow};
 use crate::console::ConsoleHub;
 use crate::eventfd;
+use crate::device_tree::PlacedNode;
 use crate::hypervisor::{DoorbellWrite, InterruptLine};
 use crate::plugin::argument::DeviceArgument;
 use crate::plugin::host::DeviceHost;
@@ -79,17 +80,6 @@ fn free_id(ids: &mut BTreeSet<String>, name: &str) -> String {
         id = format!("{name}{number}");
     }
     id
-}
-
-/// A device-tree node with its place in the machine.
-#[derive(Debug, Clone)]
-pub struct PlacedNode {
-    /// The node as the device describes it.
-    pub node: FdtNode,
-    /// Register windows: base and size.
-    pub windows: Vec<(u64, u64)>,
-    /// Interrupt lines.
-    pub spis: Vec<u32>,
 }
 
 /// A device in the machine.

@@ -6,6 +6,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::{ExitCounts, VcpuThreads};
 use super::{Machine, Protection, layout, wait_for};
+use crate::device_tree::Seed;
 use crate::hypervisor::plan::{FIRMWARE_BASE, FIRMWARE_SIZE};
 use crate::hypervisor::retry::MaybeTransient;
 use crate::hypervisor::{self, End, FirmwareRange, Vm, VmPlan};
@@ -81,15 +82,16 @@ pub struct Life {
 impl Life {
     /// Loads memory, starts the VM and its vCPUs.
     pub fn start(machine: &Machine) -> Result<Self, Failure> {
+        let failed = |message| Failure::Start { message, transient: false };
         let mut ram = new_ram(machine)?;
         let loaded = load(machine, &mut ram)?;
         let ranges = ram.ranges();
         let plan = plan(machine, &ranges, &loaded);
-        ram.write(loaded.boot.dtb_address, &tree(machine, &plan, &loaded)?)?;
+        let seed = Seed::from_host().map_err(|e| failed(format!("cannot get randomness for the guest: {e}")))?;
+        ram.write(loaded.boot.dtb_address, &tree(machine, &plan, &loaded, Some(seed))?)?;
         let ram = ram.finish();
         machine.devices.attach(&ram.shared());
         let started = machine.accelerator.start(&plan, &ram).inspect_err(|_| machine.devices.detach())?;
-        let failed = |message| Failure::Start { message, transient: false };
         let ended = Arc::new(eventfd::new().map_err(|e| failed(format!("cannot make an eventfd: {e}")))?);
         match VcpuThreads::start(started.vcpus, &machine.devices, ended.clone()) {
             Ok(threads) => Ok(Self { threads, vm: started.vm, ended, ram }),
@@ -138,7 +140,7 @@ pub fn device_tree(machine: &Machine) -> Result<Vec<u8>, Failure> {
     let mut ram = new_ram(machine)?;
     let loaded = load(machine, &mut ram)?;
     let ranges = ram.ranges();
-    tree(machine, &plan(machine, &ranges, &loaded), &loaded)
+    tree(machine, &plan(machine, &ranges, &loaded), &loaded, None)
 }
 
 fn new_ram(machine: &Machine) -> Result<RamBuilder, Failure> {
@@ -172,12 +174,18 @@ fn plan<'a>(machine: &'a Machine, ranges: &'a [memory::MemoryRange], loaded: &lo
     }
 }
 
-fn tree(machine: &Machine, plan: &VmPlan<'_>, loaded: &loader::Loaded) -> Result<Vec<u8>, Failure> {
+fn tree(
+    machine: &Machine,
+    plan: &VmPlan<'_>,
+    loaded: &loader::Loaded,
+    seed: Option<Seed>,
+) -> Result<Vec<u8>, Failure> {
     let description = device_tree::Description {
         plan,
         cmdline: &machine.cmdline,
         initrd: loaded.initrd,
         nodes: &machine.devices.nodes,
+        seed,
     };
     Ok(device_tree::build(&description, machine.accelerator.as_ref())?)
 }
