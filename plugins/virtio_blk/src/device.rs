@@ -152,3 +152,93 @@ impl VirtioDevice for BlockDevice {
         self.disk.metrics.list()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use gvmm_plugin_api::testing::FakeHost;
+    use gvmm_plugin_api::virtio::VirtioDevice;
+
+    use super::*;
+    use crate::testing::{TestDisk, pattern};
+
+    fn config(device: &dyn VirtioDevice) -> Vec<u8> {
+        let mut bytes = vec![0xff; device.traits().config_size as usize];
+        device.read_config(0, &mut bytes);
+        bytes
+    }
+
+    fn refusal(options: &[(&str, &str)]) -> String {
+        TestDisk::new(&pattern(4096)).device(&Arc::new(FakeHost::default()), options).err().unwrap()
+    }
+
+    #[test]
+    fn the_guest_sees_capacity_queues_and_block_sizes() {
+        let disk = TestDisk::new(&pattern(1 << 20));
+        let device = disk.device(&Arc::new(FakeHost::default()), &[("queues", "4"), ("queue-size", "128")]);
+        let device = device.unwrap();
+        let traits = device.traits();
+        assert_eq!((traits.device_type, traits.queue_sizes), (2, vec![128; 4]));
+        assert_ne!(traits.features & config::F_MQ, 0);
+        let bytes = config(&*device);
+        assert_eq!(bytes[..8], 2048_u64.to_le_bytes());
+        assert_eq!(bytes[12..16], 126_u32.to_le_bytes());
+        assert_eq!(bytes[20..24], 512_u32.to_le_bytes());
+        assert_eq!(bytes[34..36], 4_u16.to_le_bytes());
+    }
+
+    #[test]
+    fn any_part_of_configuration_space_can_be_read() {
+        let disk = TestDisk::new(&pattern(1 << 20));
+        let device = disk.device(&Arc::new(FakeHost::default()), &[]).unwrap();
+        let whole = config(&*device);
+        for offset in 0..whole.len() {
+            for len in 1..=whole.len() - offset {
+                let mut part = vec![0xff; len];
+                device.read_config(offset as u32, &mut part);
+                assert_eq!(part, whole[offset..offset + len]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_driver_switches_the_write_cache_and_nothing_else() {
+        let disk = TestDisk::new(&pattern(4096));
+        let device = disk.device(&Arc::new(FakeHost::default()), &[]).unwrap();
+        let before = config(&*device);
+        assert_eq!(before[WRITEBACK_OFFSET], 1);
+        device.write_config(0, &[0; CONFIG_SIZE]);
+        let mut expected = before.clone();
+        expected[WRITEBACK_OFFSET] = 0;
+        assert_eq!(config(&*device), expected);
+        device.write_config(WRITEBACK_OFFSET as u32, &[1]);
+        assert_eq!(config(&*device), before);
+        device.write_config(WRITEBACK_OFFSET as u32, &[0]);
+        device.reset();
+        assert_eq!(config(&*device), before);
+    }
+
+    #[test]
+    fn a_writethrough_disk_has_no_write_cache_to_flush_or_switch() {
+        let disk = TestDisk::new(&pattern(4096));
+        let mut machine = disk.start(&[("cache", "writethrough")]);
+        assert_eq!(machine.device.traits().features & (config::F_FLUSH | config::F_CONFIG_WCE), 0);
+        machine.device.write_config(WRITEBACK_OFFSET as u32, &[1]);
+        assert_eq!(config(&*machine.device)[WRITEBACK_OFFSET], 0);
+        assert_eq!(machine.write(0, &[3; 512]), 0);
+        assert_eq!(disk.content()[..512], [3; 512]);
+    }
+
+    #[test]
+    fn options_that_do_not_fit_say_what_would() {
+        assert_eq!(
+            refusal(&[("queue-size", "100")]),
+            "option 'queue-size': 100 is not a power of two; 64 and 128 are"
+        );
+        assert_eq!(
+            refusal(&[("serial", "123456789012345678901")]),
+            "option 'serial': '123456789012345678901' has 21 bytes; the guest sees at most 20"
+        );
+    }
+}

@@ -9,6 +9,8 @@
 
 mod config;
 mod device;
+#[cfg(test)]
+mod hostile_test;
 mod image;
 mod metrics;
 mod queue;

@@ -89,9 +89,9 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
-    /// Each part of the disk, and whether its space may be given back.
+    /// Each part of the disk that is not empty, and whether its space may be given back.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Extent, bool)> + '_ {
-        self.raw().map(|(sector, sectors, flags)| {
+        self.raw().filter(|(_, sectors, _)| *sectors > 0).map(|(sector, sectors, flags)| {
             let extent = Extent { offset: sector * SECTOR_SIZE, len: u64::from(sectors) * SECTOR_SIZE };
             (extent, flags & SEGMENT_UNMAP != 0)
         })

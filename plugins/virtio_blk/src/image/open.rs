@@ -175,3 +175,7 @@ impl BlockLimits {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "open_test.rs"]
+mod tests;
