@@ -12,7 +12,7 @@ use super::{contain, status};
 use crate::fdt::{FdtNode, FdtValue};
 use crate::interrupt::{Event, Interrupt};
 use crate::log::Scope;
-use crate::mmio::{AccessError, MmioDevice, MmioLayout, Width};
+use crate::mmio::{AccessError, MmioDevice, Width};
 
 /// An MMIO device across the boundary.
 #[sabi_trait]
@@ -192,8 +192,9 @@ fn status_of(error: AccessError) -> u32 {
 }
 
 /// The layout of a device, as told across the boundary.
-pub(crate) fn import_layout(raw: Tuple2<RVec<u64>, u32>) -> MmioLayout {
-    MmioLayout { windows: raw.0.into(), lines: raw.1 }
+#[cfg(feature = "host")]
+pub(crate) fn import_layout(raw: Tuple2<RVec<u64>, u32>) -> crate::mmio::MmioLayout {
+    crate::mmio::MmioLayout { windows: raw.0.into(), lines: raw.1 }
 }
 
 /// The extension for a device's `gvmm.mmio/1`.

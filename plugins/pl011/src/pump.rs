@@ -47,7 +47,8 @@ struct Burst {
 /// What to wait for.
 #[derive(Default)]
 struct Interest {
-    input: bool,
+    /// So much input, if not 0: no more than the guest takes, since what is read cannot be given to another device.
+    input: usize,
     output: bool,
     timeout: Option<Duration>,
     /// The timeout is the one after which the guest is reminded.
@@ -96,7 +97,7 @@ impl Pump {
                 self.port.send();
             }
             if ready.input {
-                self.read_input();
+                self.read_input(interest.input);
             }
             if ready.nothing() && interest.reminder {
                 self.port.remind_guest();
@@ -114,9 +115,10 @@ impl Pump {
         let taken = state.uart.receive(&self.held);
         self.held.drain(..taken);
         self.port.counters.received.add(taken as u64);
-        let input = !self.input_ended && self.held.is_empty() && state.uart.input_room() > 0;
+        let may_read = !self.input_ended && self.held.is_empty();
+        let input = if may_read { state.uart.input_room() } else { 0 };
         let input_done = self.input_ended && self.held.is_empty();
-        state.input_paused = !(input || input_done);
+        state.input_paused = input == 0 && !input_done;
         state.output_known = !state.uart.unsent().is_empty();
         let mut interest =
             Interest { input, output: state.output_known && state.blocked, ..Interest::default() };
@@ -147,7 +149,7 @@ impl Pump {
         };
         let mut fds = [
             PollFd::new(wake, PollFlags::POLLIN),
-            entry(interest.input, self.port.input.as_fd(), PollFlags::POLLIN),
+            entry(interest.input > 0, self.port.input.as_fd(), PollFlags::POLLIN),
             entry(interest.output, self.port.output.as_fd(), PollFlags::POLLOUT),
         ];
         ppoll(&mut fds, interest.timeout.map(TimeSpec::from_duration), None)?;
@@ -155,9 +157,9 @@ impl Pump {
         Ok(Ready { wake, input, output })
     }
 
-    fn read_input(&mut self) {
+    fn read_input(&mut self, most: usize) {
         let mut buffer = [0; FIFO_DEPTH];
-        match nix::unistd::read(&self.port.input, &mut buffer) {
+        match nix::unistd::read(&self.port.input, &mut buffer[..most.min(FIFO_DEPTH)]) {
             Ok(0) => self.input_ended = true,
             Ok(count) => self.held.extend_from_slice(&buffer[..count]),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
