@@ -192,7 +192,8 @@ mod tests {
     #[test]
     fn what_nothing_answers_reads_as_zero_and_is_dropped() {
         let (bus, recorder) = bus();
-        for (address, len) in [(0xfff, 1), (0x1ffd, 4), (0x2000, 8), (0x4000, 1), (u64::MAX, 8), (0x1000, 3)] {
+        for (address, len) in [(0xfff, 1), (0x1ffd, 4), (0x2000, 8), (0x4000, 1), (u64::MAX, 8), (0x1000, 3)]
+        {
             assert_eq!(read(&bus, address, len), vec![0; len], "{address:#x}");
             bus.write(address, &vec![1; len]);
         }

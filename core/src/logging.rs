@@ -1,19 +1,18 @@
 //! gvmm's own log, on standard error.
 
-use std::io::{self, Write};
+use std::io;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
 
 use crate::console::terminal;
 
 /// Starts the log. The filter is a level or a list of `target=level`. Returns the most detailed level that plugins
 /// need to produce (1 error to 5 trace, 0 none).
-pub fn start(filter: &str) -> Result<u8, String> {
-    let filter = EnvFilter::builder()
-        .parse(filter)
-        .map_err(|e| format!("--log {filter}: {e}; use error, warn, info, debug, trace or TARGET=LEVEL,..."))?;
+pub(crate) fn start(filter: &str) -> Result<u8, String> {
+    let filter = EnvFilter::builder().parse(filter).map_err(|e| {
+        format!("--log {filter}: {e}; use error, warn, info, debug, trace or TARGET=LEVEL,...")
+    })?;
     let level = match filter.max_level_hint() {
         Some(LevelFilter::OFF) => 0,
         Some(LevelFilter::ERROR) => 1,
@@ -24,40 +23,10 @@ pub fn start(filter: &str) -> Result<u8, String> {
     };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(Terminal)
+        .with_writer(|| terminal::Stderr)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .with_target(false)
         .compact();
     subscriber.try_init().map_err(|e| format!("the log cannot be started: {e}"))?;
     Ok(level)
-}
-
-/// Standard error, with carriage returns while the terminal is raw and does not add them.
-struct Terminal;
-
-impl<'a> MakeWriter<'a> for Terminal {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        Self
-    }
-}
-
-impl Write for Terminal {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        if terminal::is_raw() {
-            for line in text.split_inclusive(|&byte| byte == b'\n') {
-                match line.strip_suffix(b"\n") {
-                    Some(line) => io::stderr().write_all(&[line, b"\r\n"].concat())?,
-                    None => io::stderr().write_all(line)?,
-                }
-            }
-            return Ok(text.len());
-        }
-        io::stderr().write(text)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
 }

@@ -15,8 +15,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::layout::Allocator;
 use crate::bus::{Bus, DeviceWindow};
 use crate::console::ConsoleHub;
-use crate::eventfd;
 use crate::device_tree::PlacedNode;
+use crate::eventfd;
 use crate::hypervisor::{DoorbellWrite, InterruptLine};
 use crate::plugin::argument::DeviceArgument;
 use crate::plugin::host::DeviceHost;
@@ -141,7 +141,12 @@ impl Devices {
                     devices.plug_virtio(&want.id, device, &host, &mut map).map_err(named)?
                 }
             };
-            devices.plugged.push(Plugged { id: want.id.clone(), plugin: want.manifest.name.clone(), host, kind });
+            devices.plugged.push(Plugged {
+                id: want.id.clone(),
+                plugin: want.manifest.name.clone(),
+                host,
+                kind,
+            });
         }
         Ok(devices)
     }

@@ -54,7 +54,10 @@ impl Allocator {
         let base = self.next_window;
         let rounded = size.max(1).checked_next_multiple_of(PAGE).filter(|size| *size <= DEVICES_END - base);
         let size = rounded.ok_or_else(|| {
-            format!("its register window of {size:#x} bytes does not fit into the {:#x} bytes left", DEVICES_END - base)
+            format!(
+                "its register window of {size:#x} bytes does not fit into the {:#x} bytes left",
+                DEVICES_END - base
+            )
         })?;
         self.next_window += size;
         Ok((base, size))
@@ -85,7 +88,10 @@ mod tests {
     #[test]
     fn a_window_that_does_not_fit_is_refused_with_the_numbers() {
         let error = Allocator::default().window(u64::MAX).unwrap_err();
-        assert_eq!(error, "its register window of 0xffffffffffffffff bytes does not fit into the 0x7000000 bytes left");
+        assert_eq!(
+            error,
+            "its register window of 0xffffffffffffffff bytes does not fit into the 0x7000000 bytes left"
+        );
     }
 
     #[test]

@@ -39,9 +39,9 @@ impl From<hypervisor::Error> for Failure {
     fn from(error: hypervisor::Error) -> Self {
         let message = error.to_string();
         match error {
-            hypervisor::Error::Unavailable(_) | hypervisor::Error::Plan(_) | hypervisor::Error::DeviceTree(_) => {
-                Self::Usage(message)
-            }
+            hypervisor::Error::Unavailable(_)
+            | hypervisor::Error::Plan(_)
+            | hypervisor::Error::DeviceTree(_) => Self::Usage(message),
             hypervisor::Error::Call(_) => Self::Start { message, transient: false },
             hypervisor::Error::Transient(_) => Self::Start { message, transient: true },
         }
@@ -87,7 +87,8 @@ impl Life {
         let loaded = load(machine, &mut ram)?;
         let ranges = ram.ranges();
         let plan = plan(machine, &ranges, &loaded);
-        let seed = Seed::from_host().map_err(|e| failed(format!("cannot get randomness for the guest: {e}")))?;
+        let seed =
+            Seed::from_host().map_err(|e| failed(format!("cannot get randomness for the guest: {e}")))?;
         ram.write(loaded.boot.dtb_address, &tree(machine, &plan, &loaded, Some(seed))?)?;
         let ram = ram.finish();
         machine.devices.attach(&ram.shared());

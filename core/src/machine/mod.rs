@@ -133,7 +133,8 @@ pub(crate) fn wait_for(events: &[&EventFd], within: Option<Duration>) -> Option<
         };
         let mut fds: Vec<PollFd<'_>> = events.iter().map(poll_fd).collect();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+        let timeout =
+            left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
         match poll(&mut fds, timeout) {
             Ok(0) if left.is_some_and(|left| left.is_zero()) => return None,
             Ok(n) if n > 0 => return fds.iter().position(|fd| fd.any().unwrap_or(false)),

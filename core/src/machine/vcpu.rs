@@ -74,7 +74,11 @@ pub struct VcpuThreads {
 
 impl VcpuThreads {
     /// Starts a thread a vCPU. `ended` is signalled when the VM has ended by itself.
-    pub fn start(vcpus: Vec<Box<dyn Vcpu>>, devices: &Arc<Devices>, ended: Arc<EventFd>) -> Result<Self, String> {
+    pub fn start(
+        vcpus: Vec<Box<dyn Vcpu>>,
+        devices: &Arc<Devices>,
+        ended: Arc<EventFd>,
+    ) -> Result<Self, String> {
         let shared = Arc::new(Shared {
             devices: devices.clone(),
             stop: AtomicBool::new(false),
@@ -84,17 +88,16 @@ impl VcpuThreads {
         let (sender, receiver) = mpsc::channel();
         let mut this = Self { shared, threads: Vec::new(), kickers: Vec::new() };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let (shared, sender) = (this.shared.clone(), sender.clone());
-            let body = move || run(vcpu, &shared, |kicker| drop(sender.send(kicker)));
+            let (shared, ready) = (this.shared.clone(), sender.clone());
+            let body = move || run(vcpu, &shared, |kicker| drop(ready.send(kicker)));
             let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(body);
             match thread {
                 Ok(thread) => this.threads.push(thread),
                 Err(error) => {
-                    this.shared.set_end(End::Crash(String::new()));
                     drop(sender);
-                    this.kickers.extend(receiver.iter().flatten());
-                    let _ = this.finish();
-                    return Err(format!("cannot start a thread for vCPU {index}: {error}"));
+                    this.kickers = receiver.iter().flatten().collect();
+                    let stuck = this.finish().err().map(|stuck| format!("; {stuck}")).unwrap_or_default();
+                    return Err(format!("cannot start a thread for vCPU {index}: {error}{stuck}"));
                 }
             }
         }
@@ -110,8 +113,12 @@ impl VcpuThreads {
         let start = Instant::now();
         while self.threads.iter().any(|thread| !thread.is_finished()) {
             if start.elapsed() > PATIENCE {
-                let stuck: Vec<&str> =
-                    self.threads.iter().filter(|t| !t.is_finished()).filter_map(|t| t.thread().name()).collect();
+                let stuck: Vec<&str> = self
+                    .threads
+                    .iter()
+                    .filter(|t| !t.is_finished())
+                    .filter_map(|t| t.thread().name())
+                    .collect();
                 return Err(format!("{} did not leave the guest within {PATIENCE:?}", stuck.join(", ")));
             }
             self.kickers.iter().for_each(Kicker::kick);

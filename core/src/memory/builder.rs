@@ -227,6 +227,7 @@ mod tests {
         assert_eq!(regions[0].kind, RegionKind::Shared);
         assert_eq!(regions[0].host_address % REGION_ALIGNMENT, 0);
         assert!(regions[0].memfd.is_none());
+        assert!(!ram.shared().is_restricted());
     }
 
     #[test]
@@ -242,6 +243,7 @@ mod tests {
         let shared = ram.shared();
         assert_eq!(shared.regions().len(), 1);
         assert_eq!((shared.regions()[0].guest_base, shared.regions()[0].size), (window, 4 * MIB));
+        assert!(shared.is_restricted());
     }
 
     #[test]

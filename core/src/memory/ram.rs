@@ -87,6 +87,7 @@ impl GuestRam {
 
     /// The regions that devices may touch.
     pub fn shared(&self) -> SharedMemory {
+        let lent = self.regions().any(|region| region.kind == RegionKind::Lent);
         let (regions, mappings) = self
             .regions
             .iter()
@@ -101,7 +102,7 @@ impl GuestRam {
                 (shared, Arc::clone(mapping))
             })
             .unzip();
-        SharedMemory { regions, _mappings: mappings }
+        SharedMemory { regions, restricted: lent, _mappings: mappings }
     }
 }
 
@@ -109,10 +110,16 @@ impl GuestRam {
 #[derive(Debug, Clone)]
 pub struct SharedMemory {
     regions: Vec<SharedRegion>,
+    restricted: bool,
     _mappings: Vec<Arc<Mapping>>,
 }
 
 impl SharedMemory {
+    /// Whether the guest has other memory besides, which no device can reach: its drivers must be told.
+    pub fn is_restricted(&self) -> bool {
+        self.restricted
+    }
+
     /// The regions by ascending guest address. Their host addresses stay valid while this value lives.
     pub fn regions(&self) -> &[SharedRegion] {
         &self.regions

@@ -77,9 +77,10 @@ mod tests {
 
     #[test]
     fn a_profile_lists_devices_with_options() {
-        let devices =
-            read_text("[[device]]\nplugin = 'a'\n[device.options]\nk = 'v'\n[[device]]\nplugin = 'b'\nid = 'x'")
-                .unwrap();
+        let devices = read_text(
+            "[[device]]\nplugin = 'a'\n[device.options]\nk = 'v'\n[[device]]\nplugin = 'b'\nid = 'x'",
+        )
+        .unwrap();
         assert_eq!(devices[0].plugin, "/p/a.so");
         assert_eq!(devices[0].pairs().collect::<Vec<_>>(), [("k", "v")]);
         assert_eq!(devices[1].id.as_deref(), Some("x"));

@@ -26,6 +26,10 @@ pub mod status {
     pub(super) const WRITABLE: u32 = 0xff & !NEEDS_RESET;
 }
 
+/// The driver gives the device addresses of memory that the device can reach, and not any address of the guest's
+/// (virtio 1.2, 6: VIRTIO_F_ACCESS_PLATFORM).
+const F_ACCESS_PLATFORM: u64 = 1 << 33;
+
 /// Where interrupts of a function go; the transport decides.
 pub trait InterruptRoute: Send + Sync {
     /// The event to signal when buffers of a queue have been used; a handle of its own for the device.
@@ -76,9 +80,14 @@ pub struct VirtioFunction {
 
 impl VirtioFunction {
     /// A function for a device, with one kick eventfd a queue.
-    pub fn new(id: &str, device: Arc<dyn VirtioDevice>, route: Box<dyn InterruptRoute>) -> std::io::Result<Self> {
+    pub fn new(
+        id: &str,
+        device: Arc<dyn VirtioDevice>,
+        route: Box<dyn InterruptRoute>,
+    ) -> std::io::Result<Self> {
         let traits = device.traits();
-        let kicks = traits.queue_sizes.iter().map(|_| eventfd::new().map(Arc::new)).collect::<Result<_, _>>()?;
+        let kicks =
+            traits.queue_sizes.iter().map(|_| eventfd::new().map(Arc::new)).collect::<Result<_, _>>()?;
         let state = State {
             queues: fresh_queues(&traits),
             started: vec![false; traits.queue_sizes.len()],
@@ -94,6 +103,7 @@ impl VirtioFunction {
             needs_reset: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             config_pending: AtomicBool::new(false),
+            restricted: AtomicBool::new(false),
         })
     }
 
@@ -119,6 +129,7 @@ impl VirtioFunction {
 
     /// Gives the function the memory of a VM that is about to start.
     pub fn attach_memory(&self, memory: SharedMemory) {
+        self.restricted.store(memory.is_restricted(), Ordering::Relaxed);
         self.lock().memory = Some(memory);
     }
 
@@ -131,7 +142,13 @@ impl VirtioFunction {
 
     /// Features offered to the driver.
     pub fn offered_features(&self) -> u64 {
-        self.traits.features | F_VERSION_1
+        self.traits.features | self.required_features()
+    }
+
+    /// Features without which a driver cannot use the device.
+    fn required_features(&self) -> u64 {
+        let restricted = self.restricted.load(Ordering::Relaxed);
+        F_VERSION_1 | if restricted { F_ACCESS_PLATFORM } else { 0 }
     }
 
     /// Features the driver accepted so far.
@@ -163,7 +180,8 @@ impl VirtioFunction {
         }
         let mut value = value & status::WRITABLE;
         let features = state.driver_features;
-        let acceptable = features & !self.offered_features() == 0 && features & F_VERSION_1 != 0;
+        let required = self.required_features();
+        let acceptable = features & !self.offered_features() == 0 && features & required == required;
         if value & status::FEATURES_OK != 0 && !acceptable {
             tracing::warn!("device {}: driver features {features:#x} refused", self.id);
             value &= !status::FEATURES_OK;
@@ -189,7 +207,8 @@ impl VirtioFunction {
     pub fn change_queue(&self, index: u16, change: impl FnOnce(&mut QueueRegisters)) {
         let mut state = self.lock();
         let running = state.status & status::DRIVER_OK != 0;
-        if let Some(queue) = state.queues.get_mut(usize::from(index)).filter(|queue| !queue.ready && !running) {
+        if let Some(queue) = state.queues.get_mut(usize::from(index)).filter(|queue| !queue.ready && !running)
+        {
             change(queue);
         }
     }
@@ -217,7 +236,11 @@ impl VirtioFunction {
 
     /// Whether a configuration change waits for the driver, taking the note when asked to.
     pub fn config_pending(&self, take: bool) -> bool {
-        if take { self.config_pending.swap(false, Ordering::AcqRel) } else { self.config_pending.load(Ordering::Acquire) }
+        if take {
+            self.config_pending.swap(false, Ordering::AcqRel)
+        } else {
+            self.config_pending.load(Ordering::Acquire)
+        }
     }
 
     /// Whether the driver uses the device.

@@ -2,7 +2,9 @@
 
 use std::sync::Mutex;
 
-use gvmm_plugin_api::virtio::{COMMON_FEATURES, F_VERSION_1, QueueSetup, QueueState, VirtioDevice, VirtioTraits};
+use gvmm_plugin_api::virtio::{
+    COMMON_FEATURES, F_VERSION_1, QueueSetup, QueueState, VirtioDevice, VirtioTraits,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -24,7 +26,12 @@ impl Recorder {
 
 impl VirtioDevice for Recorder {
     fn traits(&self) -> VirtioTraits {
-        VirtioTraits { device_type: 2, features: COMMON_FEATURES | 1, queue_sizes: vec![16, 8], config_size: 12 }
+        VirtioTraits {
+            device_type: 2,
+            features: COMMON_FEATURES | 1,
+            queue_sizes: vec![16, 8],
+            config_size: 12,
+        }
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {
@@ -104,7 +111,10 @@ impl Bench {
 #[test]
 fn a_driver_finds_the_device_and_starts_the_queues_that_it_set_up() {
     let bench = bench();
-    assert_eq!([bench.read(reg::MAGIC), bench.read(reg::VERSION), bench.read(reg::DEVICE_ID)], [0x7472_6976, 2, 2]);
+    assert_eq!(
+        [bench.read(reg::MAGIC), bench.read(reg::VERSION), bench.read(reg::DEVICE_ID)],
+        [0x7472_6976, 2, 2]
+    );
     bench.accept(F_VERSION_1 | 1);
     assert_eq!(bench.read(reg::STATUS), 11);
     assert_eq!(bench.read(reg::QUEUE_NUM_MAX), 16);

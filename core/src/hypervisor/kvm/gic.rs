@@ -1,0 +1,73 @@
+//! The in-kernel GICv3 (Documentation/virt/kvm/devices/arm-vgic-v3.rst).
+
+use kvm_bindings::{
+    KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
+    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+};
+use kvm_ioctls::{DeviceFd, VmFd};
+
+use super::vm::failed;
+use crate::hypervisor::{Error, VmPlan};
+
+/// Interrupts private to a vCPU: SGIs and PPIs.
+const PRIVATE: u32 = 32;
+/// Fewest interrupts that KVM takes.
+const LEAST: u32 = 64;
+/// Most interrupts that KVM takes: those of a GICv3 without extended ranges, rounded down to its granule.
+const MOST: u32 = 1024 - 32;
+
+/// Whether the VM could have a GICv3.
+pub(super) fn check(vm: &VmFd) -> Result<(), Error> {
+    // With this flag nothing is made, and the descriptor that comes back is none.
+    let mut device = kvm_create_device { type_: GIC_V3, fd: 0, flags: KVM_CREATE_DEVICE_TEST };
+    // SAFETY: the descriptor is open as long as `vm`, and the call reads and writes the structure alone.
+    let answer = unsafe { ioctl_with_mut_ref(vm, KVM_CREATE_DEVICE(), &mut device) };
+    if answer == 0 {
+        return Ok(());
+    }
+    Err(Error::Unavailable(format!(
+        "KVM has no GICv3 for guests on this machine (KVM_CREATE_DEVICE: {}): gvmm's guests need one, and a host with a \
+         GICv2 alone cannot give it",
+        std::io::Error::last_os_error()
+    )))
+}
+
+/// Number of interrupts of a VM, in KVM's granule.
+fn interrupts(plan: &VmPlan<'_>) -> Result<u32, Error> {
+    let Some(last) = plan.lines.iter().max_by_key(|line| line.spi) else { return Ok(LEAST) };
+    let interrupts = PRIVATE.saturating_add(last.spi + 1).next_multiple_of(GRANULE).max(LEAST);
+    if interrupts > MOST {
+        return Err(Error::Plan(format!(
+            "device {}: its interrupt line has the number {}, and KVM has {} of them: use fewer devices",
+            last.device,
+            last.spi,
+            MOST - PRIVATE
+        )));
+    }
+    Ok(interrupts)
+}
+
+/// Makes the GIC of a VM. Every vCPU must have been made before.
+pub(super) fn create(vm: &VmFd, plan: &VmPlan<'_>) -> Result<DeviceFd, Error> {
+    let mut device = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
+    let gic = vm
+        .create_device(&mut device)
+        .map_err(|e| failed("KVM_CREATE_DEVICE (GICv3)", &e, "this machine has no GICv3 for guests"))?;
+    let spis = plan.lines.iter().map(|line| line.spi + 1).max().unwrap_or(0);
+    let interrupts = (PRIVATE + spis).next_multiple_of(32).clamp(LEAST, MOST);
+    set(&gic, "distributor address", GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &plan.gic.distributor)?;
+    set(&gic, "redistributor address", GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, &plan.gic.redistributors)?;
+    set(&gic, "number of interrupts", KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &interrupts)?;
+    set::<u8>(&gic, "start", KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, &0)?;
+    Ok(gic)
+}
+
+const GRP_ADDR: u32 = KVM_DEV_ARM_VGIC_GRP_ADDR;
+
+fn set<T>(gic: &DeviceFd, what: &str, group: u32, attribute: u32, value: &T) -> Result<(), Error> {
+    let address = std::ptr::from_ref(value).expose_provenance() as u64;
+    let attribute = kvm_device_attr { group, attr: attribute.into(), addr: address, flags: 0 };
+    gic.set_device_attr(&attribute)
+        .map_err(|e| failed(&format!("KVM_SET_DEVICE_ATTR (GICv3 {what})"), &e, "look at the kernel log"))
+}
