@@ -15,9 +15,7 @@ impl Display for Report {
         writeln!(f, "Gunyah")?;
         line(f, "driver", &self.gunyah.detail)?;
         if let Some(driver) = &self.gunyah.driver {
-            let (can, cannot) = capabilities(driver);
-            line(f, "it can", &can)?;
-            line(f, "it cannot", &cannot)?;
+            write_capabilities(f, driver)?;
             writeln!(f, "\nKinds of VM under Gunyah")?;
         }
         for kind in &self.gunyah.kinds {
@@ -55,7 +53,7 @@ fn write_kind(f: &mut Formatter<'_>, kind: &Kind) -> fmt::Result {
 }
 
 /// What the driver can and cannot do.
-fn capabilities(driver: &Driver) -> (String, String) {
+fn write_capabilities(f: &mut Formatter<'_>, driver: &Driver) -> fmt::Result {
     let all = [
         (driver.lend, "lend memory"),
         (driver.firmware, "start firmware"),
@@ -64,11 +62,13 @@ fn capabilities(driver: &Driver) -> (String, String) {
         (driver.auth, "authenticate"),
         (driver.timer_wakeup, "leave timer wake-ups out"),
     ];
-    let names = |wanted: bool| {
+    for (wanted, title) in [(true, "it can"), (false, "it cannot")] {
         let names: Vec<_> = all.iter().filter(|(has, _)| *has == wanted).map(|(_, name)| *name).collect();
-        if names.is_empty() { "nothing more".to_owned() } else { names.join(", ") }
-    };
-    (names(true), names(false))
+        if !names.is_empty() {
+            line(f, title, &names.join(", "))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_host(f: &mut Formatter<'_>, host: &Host) -> fmt::Result {

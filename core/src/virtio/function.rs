@@ -76,6 +76,8 @@ pub struct VirtioFunction {
     needs_reset: AtomicBool,
     generation: AtomicU32,
     config_pending: AtomicBool,
+    /// Whether the device reaches a part of guest memory alone.
+    restricted: AtomicBool,
 }
 
 impl VirtioFunction {

@@ -109,6 +109,23 @@ impl Bench {
 }
 
 #[test]
+fn drivers_of_lent_memory_must_keep_to_the_window() {
+    const ACCESS_PLATFORM: u64 = 1 << 33;
+    let bench = bench();
+    bench.write(reg::DEVICE_FEATURES_SEL, 1);
+    assert_eq!(bench.read(reg::DEVICE_FEATURES) << 32 & ACCESS_PLATFORM, 0);
+    let window = Protection::Lent { window: 2 << 20 };
+    let ram = RamBuilder::new(RAM_BASE, 4 << 20, Backing::Anonymous, window).unwrap().finish();
+    bench.function.attach_memory(ram.shared());
+    assert_ne!(bench.read(reg::DEVICE_FEATURES) << 32 & ACCESS_PLATFORM, 0);
+    bench.accept(F_VERSION_1);
+    assert_eq!(bench.read(reg::STATUS) & u64::from(status::FEATURES_OK), 0);
+    bench.write(reg::STATUS, 0);
+    bench.accept(F_VERSION_1 | ACCESS_PLATFORM);
+    assert_ne!(bench.read(reg::STATUS) & u64::from(status::FEATURES_OK), 0);
+}
+
+#[test]
 fn a_driver_finds_the_device_and_starts_the_queues_that_it_set_up() {
     let bench = bench();
     assert_eq!(

@@ -7,14 +7,13 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::hypervisor::plan::{
     Boot, DoorbellWrite, FIRMWARE_BASE, FIRMWARE_SIZE, FirmwareRange, GicLayout, InterruptLine, VmPlan,
 };
-use crate::memory::{Backing, GuestRam, MemoryRange, Protection, RAM_BASE, RamBuilder};
+use crate::memory::{Backing, MemoryRange, Protection, RAM_BASE, RamBuilder};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// Owner of what a plan borrows. A VM of 16 MiB and two vCPUs with a console and a disk.
 pub(crate) struct Fixture {
     pub memory: Vec<MemoryRange>,
-    pub ram: GuestRam,
     pub lines: Vec<InterruptLine>,
     pub doorbells: Vec<DoorbellWrite>,
     pub firmware: Option<FirmwareRange>,
@@ -40,7 +39,6 @@ impl Fixture {
         }
         Self {
             memory: ram.ranges(),
-            ram: ram.finish(),
             lines: vec![line(1, "console"), line(5, "disk")],
             doorbells: vec![doorbell(0x1050, Some((0, 4)), "disk"), doorbell(0x1050, Some((1, 4)), "disk")],
             firmware: firmware.then_some(FirmwareRange { base: FIRMWARE_BASE, size: FIRMWARE_SIZE }),
