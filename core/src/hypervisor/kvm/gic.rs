@@ -14,23 +14,20 @@ use crate::hypervisor::{Error, VmPlan};
 const PRIVATE: u32 = 32;
 /// Fewest interrupts that KVM takes.
 const LEAST: u32 = 64;
+/// Interrupts come in multiples of this.
+const GRANULE: u32 = 32;
 /// Most interrupts that KVM takes: those of a GICv3 without extended ranges, rounded down to its granule.
 const MOST: u32 = 1024 - 32;
 
-/// Whether the VM could have a GICv3.
-pub(super) fn check(vm: &VmFd) -> Result<(), Error> {
-    // With this flag nothing is made, and the descriptor that comes back is none.
-    let mut device = kvm_create_device { type_: GIC_V3, fd: 0, flags: KVM_CREATE_DEVICE_TEST };
-    // SAFETY: the descriptor is open as long as `vm`, and the call reads and writes the structure alone.
-    let answer = unsafe { ioctl_with_mut_ref(vm, KVM_CREATE_DEVICE(), &mut device) };
-    if answer == 0 {
-        return Ok(());
-    }
-    Err(Error::Unavailable(format!(
-        "KVM has no GICv3 for guests on this machine (KVM_CREATE_DEVICE: {}): gvmm's guests need one, and a host with a \
-         GICv2 alone cannot give it",
-        std::io::Error::last_os_error()
-    )))
+/// Makes a GIC without a place; it ends with the VM, not with its descriptor.
+pub(super) fn create_bare(vm: &VmFd) -> Result<DeviceFd, Error> {
+    let mut device = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
+    vm.create_device(&mut device).map_err(|error| {
+        Error::Unavailable(format!(
+            "KVM_CREATE_DEVICE (GICv3): {error}: gvmm's guests need a GICv3, which a machine with a GICv2 alone cannot \
+             give them"
+        ))
+    })
 }
 
 /// Number of interrupts of a VM, in KVM's granule.
@@ -50,12 +47,8 @@ fn interrupts(plan: &VmPlan<'_>) -> Result<u32, Error> {
 
 /// Makes the GIC of a VM. Every vCPU must have been made before.
 pub(super) fn create(vm: &VmFd, plan: &VmPlan<'_>) -> Result<DeviceFd, Error> {
-    let mut device = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
-    let gic = vm
-        .create_device(&mut device)
-        .map_err(|e| failed("KVM_CREATE_DEVICE (GICv3)", &e, "this machine has no GICv3 for guests"))?;
-    let spis = plan.lines.iter().map(|line| line.spi + 1).max().unwrap_or(0);
-    let interrupts = (PRIVATE + spis).next_multiple_of(32).clamp(LEAST, MOST);
+    let interrupts = interrupts(plan)?;
+    let gic = create_bare(vm)?;
     set(&gic, "distributor address", GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &plan.gic.distributor)?;
     set(&gic, "redistributor address", GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, &plan.gic.redistributors)?;
     set(&gic, "number of interrupts", KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &interrupts)?;

@@ -5,6 +5,8 @@
 #[cfg(target_arch = "aarch64")]
 mod gic;
 #[cfg(target_arch = "aarch64")]
+mod probe;
+#[cfg(target_arch = "aarch64")]
 mod vcpu;
 #[cfg(target_arch = "aarch64")]
 mod vm;
@@ -15,6 +17,7 @@ use vm_fdt::FdtWriter;
 
 use super::plan::VmPlan;
 use super::{Accelerator, Error, StartedVm};
+use crate::loader::DTB_SLOT_SIZE;
 use crate::memory::GuestRam;
 
 /// The device node of KVM.
@@ -35,7 +38,15 @@ impl Accelerator for Kvm {
                 "gvmm runs aarch64 guests, which KVM does on aarch64 machines alone".to_owned(),
             ));
         }
-        check_node(Path::new(NODE))
+        check_node(Path::new(NODE))?;
+        #[cfg(target_arch = "aarch64")]
+        probe::check(&open()?)?;
+        Ok(())
+    }
+
+    /// The tree has all of its place: nothing grows it.
+    fn device_tree_limit(&self) -> usize {
+        usize::try_from(DTB_SLOT_SIZE).unwrap_or(usize::MAX)
     }
 
     fn describe(&self, _plan: &VmPlan<'_>, _fdt: &mut FdtWriter) -> Result<(), Error> {
@@ -44,8 +55,8 @@ impl Accelerator for Kvm {
 
     #[cfg(target_arch = "aarch64")]
     fn start(&self, plan: &VmPlan<'_>, ram: &GuestRam) -> Result<StartedVm, Error> {
-        self.probe()?;
-        vm::start(plan, ram)
+        check_node(Path::new(NODE))?;
+        vm::start(&open()?, plan, ram)
     }
 
     #[cfg(not(target_arch = "aarch64"))]
@@ -53,6 +64,11 @@ impl Accelerator for Kvm {
         self.probe()?;
         Err(Error::Unavailable("this gvmm was built without KVM".to_owned()))
     }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn open() -> Result<kvm_ioctls::Kvm, Error> {
+    kvm_ioctls::Kvm::new().map_err(|error| Error::Unavailable(format!("{NODE}: {error}")))
 }
 
 /// Whether the node can be opened; a node that opens may still be one under which no guest runs.

@@ -1,8 +1,8 @@
 //! Building a VM.
 
 use kvm_bindings::{
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, kvm_regs, kvm_userspace_memory_region, kvm_vcpu_init,
-    user_pt_regs,
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap, kvm_regs,
+    kvm_userspace_memory_region, kvm_vcpu_init, user_pt_regs,
 };
 use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 
@@ -40,9 +40,7 @@ pub(super) fn start(kvm: &Kvm, plan: &VmPlan<'_>, ram: &GuestRam) -> Result<Star
                 .to_owned(),
         ));
     }
-    let kvm =
-        Kvm::new().map_err(|e| failed("opening /dev/kvm", &e, "run gvmm as root or in the group kvm"))?;
-    check_vcpus(&kvm, plan.vcpus)?;
+    check_vcpus(kvm, plan.vcpus)?;
     let vm = create(kvm, address_bits(kvm, plan)?)?;
     report_undecoded_accesses(&vm);
     give_memory(&vm, ram)?;
