@@ -19,6 +19,7 @@ mod export;
 pub mod fdt;
 #[cfg(feature = "host")]
 pub mod host;
+pub mod inflight;
 pub mod interrupt;
 mod log;
 pub mod memory;
@@ -30,6 +31,7 @@ pub mod services;
 #[cfg(feature = "test-kit")]
 pub mod testing;
 pub mod virtio;
+mod walk;
 pub mod worker;
 
 pub use export::{Create, Device};

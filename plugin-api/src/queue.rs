@@ -3,14 +3,18 @@
 //! Everything in the rings is the guest's and may be nonsense: what cannot be followed is a [`QueueError`], after
 //! which the device asks for a reset; an address outside guest memory shows when it is used.
 
+use std::collections::VecDeque;
 use std::io;
 use std::num::Wrapping;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
+use crate::inflight::{InflightError, Tracker};
 use crate::interrupt::Interrupt;
 use crate::memory::{GuestMemory, GuestRange, MemoryError};
-use crate::virtio::{F_EVENT_IDX, QueueSetup, QueueState};
+use crate::virtio::{F_EVENT_IDX, InflightRegion, QueueSetup, QueueState};
+use crate::walk::{Malformed, Table, walk};
 
 /// Why a queue cannot go on. The device must be reset by the driver.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +22,9 @@ pub enum QueueError {
     /// The set-up itself is refused.
     #[error("the queue's rings are not in guest memory or not aligned")]
     Rings,
+    /// The region in which requests in flight are noted is not one for this queue.
+    #[error("{0}")]
+    Inflight(String),
     /// A ring cannot be read or written, or its index runs ahead of its size.
     #[error("the queue's rings are broken: {0}")]
     Broken(String),
@@ -41,6 +48,8 @@ pub enum QueueError {
 #[derive(Debug, Default)]
 pub struct Chain {
     head: u16,
+    /// Taken by a process before this one.
+    recovered: bool,
     readable: Vec<GuestRange>,
     writable: Vec<GuestRange>,
 }
@@ -136,6 +145,10 @@ pub struct VirtQueue {
     queue: Queue,
     memory: GuestMemory,
     call: Interrupt,
+    /// Notes what is in flight where it outlives this process.
+    tracker: Option<Tracker>,
+    /// Heads of requests that a process before this one took and did not complete.
+    recovered: VecDeque<u16>,
     spare: Vec<Chain>,
     /// Whether anything was pushed since the last signal.
     pushed: bool,
@@ -148,6 +161,9 @@ const SPARE_CAPACITY: usize = 2048;
 
 impl VirtQueue {
     /// Takes over a queue that the driver has set up.
+    ///
+    /// With an in-flight region that was used before, the queue goes on where that says, whatever the state in the set-up:
+    /// what was in flight is popped once more, in the order in which it was made, before anything new.
     pub fn new(setup: QueueSetup) -> Result<Self, QueueError> {
         let memory = GuestMemory::new(&setup.memory)?;
         let mut queue = Queue::new(setup.size).map_err(|_| QueueError::Rings)?;
@@ -165,7 +181,36 @@ impl VirtQueue {
         if !queue.is_valid(memory.inner()) {
             return Err(QueueError::Rings);
         }
-        Ok(Self { queue, memory, call: setup.call, spare: Vec::new(), pushed: false })
+        let mut queue = Self {
+            queue,
+            memory,
+            call: setup.call,
+            tracker: None,
+            recovered: VecDeque::new(),
+            spare: Vec::new(),
+            pushed: false,
+        };
+        if let Some(region) = setup.inflight {
+            queue.track(region)?;
+        }
+        Ok(queue)
+    }
+
+    /// Notes in the region what is in flight, after having taken up what it says.
+    fn track(&mut self, region: InflightRegion) -> Result<(), QueueError> {
+        let used = self.queue.used_idx(self.memory.inner(), Ordering::Acquire);
+        let used = used.map_err(|e| QueueError::Broken(e.to_string()))?.0;
+        let refused = |error: InflightError| QueueError::Inflight(error.to_string());
+        let (tracker, recovered) = Tracker::open(region, self.queue.size(), used).map_err(refused)?;
+        self.tracker = Some(tracker);
+        if let Some(recovered) = recovered {
+            self.queue.set_next_avail(recovered.next_avail);
+            self.queue.set_next_used(used);
+            self.recovered = recovered.heads.into();
+            // The process before may have completed requests and ended before it said so.
+            self.call.raise();
+        }
+        Ok(())
     }
 
     /// Guest memory.
@@ -180,33 +225,42 @@ impl VirtQueue {
 
     /// Takes the next request, if there is one.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
+        let Some((head, recovered)) = self.next_head()? else { return Ok(None) };
+        let mut chain = self.spare.pop().unwrap_or_default();
+        chain.head = head;
+        chain.recovered = recovered;
+        let table = Table { address: self.queue.desc_table(), size: self.queue.size() };
+        match walk(&self.memory, table, head, &mut chain.readable, &mut chain.writable) {
+            Ok(()) => Ok(Some(chain)),
+            Err(Malformed) => Err(QueueError::Chain { head }),
+        }
+    }
+
+    /// Head of the next request, and whether it was taken before.
+    fn next_head(&mut self) -> Result<Option<(u16, bool)>, QueueError> {
+        if let Some(head) = self.recovered.pop_front() {
+            return Ok(Some((head, true)));
+        }
         let mut heads =
             self.queue.iter(self.memory.inner()).map_err(|e| QueueError::Broken(e.to_string()))?;
-        let Some(descriptors) = heads.next() else { return Ok(None) };
-        let mut chain = self.spare.pop().unwrap_or_default();
-        chain.head = descriptors.head_index();
-        let malformed = QueueError::Chain { head: chain.head };
-        // The iterator ends at the table's size; one that was cut short has its last descriptor pointing on.
-        let mut ended = false;
-        for descriptor in descriptors {
-            let range = GuestRange { address: descriptor.addr().0, len: descriptor.len() };
-            if descriptor.is_write_only() {
-                chain.writable.push(range);
-            } else if chain.writable.is_empty() {
-                chain.readable.push(range);
-            } else {
-                return Err(malformed);
-            }
-            ended = !descriptor.has_next();
+        let Some(head) = heads.next().map(|chain| chain.head_index()) else { return Ok(None) };
+        if let Some(tracker) = &mut self.tracker {
+            tracker.take(head);
         }
-        if ended { Ok(Some(chain)) } else { Err(malformed) }
+        Ok(Some((head, false)))
     }
 
     /// Gives a request back to the driver, `written` bytes of its writable buffers being filled.
     ///
     /// The driver is interrupted by [`VirtQueue::signal`].
     pub fn push(&mut self, mut chain: Chain, written: u32) -> Result<(), QueueError> {
+        if let Some(tracker) = &mut self.tracker {
+            tracker.completing(chain.head);
+        }
         let added = self.queue.add_used(self.memory.inner(), chain.head, written);
+        if let Some(tracker) = &mut self.tracker {
+            tracker.completed(chain.head, self.queue.next_used());
+        }
         self.pushed = true;
         if chain.readable.capacity().max(chain.writable.capacity()) <= SPARE_CAPACITY {
             chain.readable.clear();
@@ -218,7 +272,12 @@ impl VirtQueue {
 
     /// Puts the request that was popped last back, as if it had never been taken.
     pub fn unpop(&mut self, chain: Chain) {
-        drop(chain);
+        if chain.recovered {
+            return self.recovered.push_front(chain.head);
+        }
+        if let Some(tracker) = &mut self.tracker {
+            tracker.put_back(chain.head);
+        }
         self.queue.set_next_avail((Wrapping(self.queue.next_avail()) - Wrapping(1)).0);
     }
 
@@ -257,3 +316,7 @@ impl VirtQueue {
         QueueState { next_avail: self.queue.next_avail(), next_used: self.queue.next_used() }
     }
 }
+
+#[cfg(test)]
+#[path = "queue_test.rs"]
+mod tests;

@@ -107,7 +107,8 @@ pub struct QueueDriver {
 }
 
 impl QueueDriver {
-    fn new(memory: Arc<FakeMemory>, index: u16, size: u16, features: u64) -> Self {
+    /// Fresh rings of `size` entries in the memory, where a harness has those of the queue with this index.
+    pub fn new(memory: Arc<FakeMemory>, index: u16, size: u16, features: u64) -> Self {
         assert!(index < 16 && size <= 1024, "the harness has room for 16 queues of 1024 entries");
         let table = FakeMemory::BASE + u64::from(index) * RINGS;
         memory.write(table, &vec![0; RINGS as usize]);
@@ -127,7 +128,8 @@ impl QueueDriver {
         }
     }
 
-    fn setup(&self, state: QueueState) -> QueueSetup {
+    /// The queue as a device gets it.
+    pub fn setup(&self, state: QueueState) -> QueueSetup {
         QueueSetup {
             size: self.size,
             descriptor_table: self.table,
