@@ -89,7 +89,7 @@ impl VcpuThreads {
         let mut this = Self { shared, threads: Vec::new(), kickers: Vec::new() };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let (shared, ready) = (this.shared.clone(), sender.clone());
-            let body = move || run(vcpu, &shared, |kicker| drop(ready.send(kicker)));
+            let body = move || run(vcpu, &shared, move |kicker| drop(ready.send(kicker)));
             let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(body);
             match thread {
                 Ok(thread) => this.threads.push(thread),
