@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use gvmm_plugin_api::services::{Console, ConsoleSize};
 
 use super::attachment::{Attachment, Target};
+use super::keyboard::Leave;
 use super::port::{screen, silence};
 use super::pump::Pump;
 use super::sink::Sink;
-use super::stdio::{Leave, Stdio};
+use super::stdio::Stdio;
 
 /// All console attachments of a machine.
 ///

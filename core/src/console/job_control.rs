@@ -8,7 +8,7 @@ use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 use signal_hook::iterator::{Handle, Signals};
 use signal_hook::low_level::emulate_default_handler;
 
-use super::stdio::Shared;
+use super::line::Line;
 use super::terminal::{self, Unread};
 
 /// Follows the signals until it is dropped.
@@ -17,15 +17,15 @@ pub(super) struct JobControl(Handle);
 
 impl JobControl {
     /// Starts a thread.
-    pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
+    pub(super) fn start(line: Arc<Line>) -> io::Result<Self> {
         let mut signals = Signals::new([SIGCONT, SIGTSTP, SIGWINCH])?;
         let handle = signals.handle();
         thread::Builder::new().name("console-signals".to_owned()).spawn(move || {
             for signal in signals.forever() {
                 match signal {
                     SIGTSTP => stop(),
-                    SIGCONT => go_on(&shared),
-                    _ => shared.resized(),
+                    SIGCONT => go_on(&line),
+                    _ => line.resized(),
                 }
             }
         })?;
@@ -47,11 +47,11 @@ fn stop() {
     }
 }
 
-fn go_on(shared: &Shared) {
+fn go_on(line: &Line) {
     if let Err(error) = terminal::resume() {
         tracing::warn!("the terminal cannot be made raw again: {error}");
     }
     // The window may have changed meanwhile, and what is typed may be ours again.
-    shared.resized();
-    shared.changed.signal();
+    line.resized();
+    line.changed.signal();
 }

@@ -11,21 +11,24 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::read;
 
 use super::escape::{self, Action, Escape};
-use super::stdio::{Delivery, Shared};
+use super::line::{Delivery, Line};
 use super::terminal;
 
-/// Starts the thread. `terminal` says whether standard input is one, so that the escape key counts.
-pub(super) fn start(shared: Arc<Shared>, terminal: bool) -> io::Result<()> {
-    let reader =
-        Reader { shared, escape: terminal.then(Escape::default), in_background: false, ended: false };
+/// Called when the user wants to leave.
+pub(super) type Leave = Arc<dyn Fn() + Send + Sync>;
+
+/// Starts the thread. With `leave` standard input is a terminal and the escape key counts.
+pub(super) fn start(line: Arc<Line>, leave: Option<Leave>) -> io::Result<()> {
+    let escape = leave.map(|leave| (Escape::default(), leave));
+    let reader = Reader { line, escape, in_background: false, ended: false };
     // The thread is not joined: if another process shares the terminal and takes what was typed, it stays in `read`.
     thread::Builder::new().name("console-input".to_owned()).spawn(move || reader.run())?;
     Ok(())
 }
 
 struct Reader {
-    shared: Arc<Shared>,
-    escape: Option<Escape>,
+    line: Arc<Line>,
+    escape: Option<(Escape, Leave)>,
     /// The terminal is the shell's at the moment.
     in_background: bool,
     ended: bool,
@@ -38,7 +41,7 @@ impl Reader {
         signals.add(Signal::SIGTTIN);
         // Without the mask gvmm is stopped in the background, as most programs are.
         let _ = signals.thread_block();
-        while !self.shared.closed() {
+        while !self.line.closed() {
             if self.wait() {
                 self.read();
             }
@@ -49,9 +52,9 @@ impl Reader {
     ///
     /// Nothing is read while the device has no room: the rest of a paste waits in the terminal.
     fn wait(&mut self) -> bool {
-        let delivery = self.shared.deliver(&[]);
+        let delivery = self.line.deliver(&[]);
         let stdin = io::stdin();
-        let mut fds = vec![PollFd::new(self.shared.changed.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.line.changed.as_fd(), PollFlags::POLLIN)];
         let mut reads = false;
         match &delivery {
             Delivery::Full(room) => fds.push(PollFd::new(room.as_fd(), PollFlags::POLLOUT)),
@@ -66,7 +69,7 @@ impl Reader {
         }
         let ready = reads && fds[1].any() == Some(true);
         if fds[0].any() == Some(true) {
-            self.shared.changed.take();
+            self.line.changed.take();
             // It may be that gvmm has come to the foreground; if not, the next read says so.
             self.in_background = false;
         }
@@ -88,17 +91,17 @@ impl Reader {
                 return self.end();
             }
         };
-        let Some(escape) = &mut self.escape else {
-            self.shared.deliver(typed);
+        let Some((escape, leave)) = &mut self.escape else {
+            self.line.deliver(typed);
             return;
         };
         let mut guest = Vec::with_capacity(typed.len());
         let actions = escape.filter(typed, &mut guest);
-        self.shared.deliver(&guest);
+        self.line.deliver(&guest);
         for action in actions {
             match action {
-                Action::Leave => (self.shared.leave)(),
-                Action::Next => self.shared.switch_to_next(),
+                Action::Leave => leave(),
+                Action::Next => self.line.switch_to_next(),
                 Action::Help => terminal::say(escape::HELP),
             }
         }
@@ -106,6 +109,6 @@ impl Reader {
 
     fn end(&mut self) {
         self.ended = true;
-        self.shared.end_input();
+        self.line.end_input();
     }
 }

@@ -11,6 +11,7 @@ mod fatal;
 mod hub;
 mod job_control;
 mod keyboard;
+mod line;
 mod port;
 mod pump;
 mod sink;
