@@ -76,7 +76,7 @@ pub(crate) struct Refusal<'a> {
     pub subject: &'a str,
     /// The answer.
     pub failure: Failure,
-    /// Causes that gvmm found by itself; they come first.
+    /// Causes that gvmm found by itself; with one, those that are only likely are not told.
     pub findings: &'a [String],
     /// What the kernel logged meanwhile.
     pub kernel_log: &'a [String],
@@ -102,11 +102,15 @@ impl fmt::Display for Refusal<'_> {
             write!(f, " for {}", self.subject)?;
         }
         write!(f, ": {}, from a driver of generation {}", self.failure, self.generation)?;
-        let causes = self.causes();
-        if !(causes.is_empty() && self.findings.is_empty()) {
-            write!(f, "\n  likely causes:")?;
+        let likely = self.causes();
+        let (title, causes) = match self.findings {
+            [] => ("likely causes", likely.as_slice()),
+            findings => ("cause", findings),
+        };
+        if !causes.is_empty() {
+            write!(f, "\n  {title}:")?;
         }
-        for cause in self.findings.iter().chain(&causes) {
+        for cause in causes {
             write!(f, "\n  - {cause}")?;
         }
         if self.kernel_log.is_empty() {
@@ -241,7 +245,7 @@ fn start_causes(generation: Generation, errno: i32) -> &'static [&'static str] {
     match (errno, generation) {
         (libc::ENODEV, Generation::A) => &[
             "more vCPUs than the platform has cores",
-            "the Resource Manager accepts protected VMs alone, as on every phone: try --protected",
+            "the VM is not protected, and the Resource Manager takes protected ones alone, as on phones: add --protected",
             "it refuses something in the device tree; `gvmm --dump-dtb FILE` writes the tree",
             "another VM is still being taken down: try again in a few seconds",
         ],
@@ -341,12 +345,13 @@ mod tests {
     }
 
     #[test]
-    fn puts_what_was_found_before_what_is_only_likely() {
+    fn tells_what_was_found_instead_of_what_is_only_likely() {
         let findings = ["this VM has 16 vCPUs and the host 8 cores".to_owned()];
         let error = io::Error::from_raw_os_error(libc::ENODEV);
         let refusal = Refusal { findings: &findings, ..Refusal::new(Call::Start, Generation::A, "", &error) };
         let text = refusal.to_string();
-        assert_eq!(text.lines().nth(2).unwrap(), "  - this VM has 16 vCPUs and the host 8 cores");
+        let causes: Vec<_> = text.lines().filter(|line| line.starts_with("  - ")).collect();
+        assert_eq!(causes, ["  - this VM has 16 vCPUs and the host 8 cores"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use super::explain::{Call, Refusal};
 use super::layout::{PlacedRange, Purpose};
@@ -100,11 +101,11 @@ impl MapVersion {
 
 /// Makes the memory objects of generation B, which knows no other guest memory.
 #[derive(Debug)]
-pub(crate) struct GuestMemory(Node);
+pub(crate) struct GuestMemory(Arc<Node>);
 
 impl GuestMemory {
     /// Memory objects of this node.
-    pub(crate) fn new(node: Node) -> Self {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
         Self(node)
     }
 }

@@ -22,7 +22,7 @@ mod vm;
 mod fixture;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use vm_fdt::FdtWriter;
 
@@ -39,22 +39,30 @@ pub use unavailable::why_unavailable;
 /// The Gunyah hypervisor, through its device node.
 #[derive(Debug)]
 pub struct Gunyah {
-    node: PathBuf,
+    path: PathBuf,
+    /// The node and its driver, once they were found usable.
+    found: OnceLock<(Arc<Node>, Driver)>,
 }
 
 impl Default for Gunyah {
     fn default() -> Self {
-        Self { node: PathBuf::from(probe::NODE) }
+        Self { path: PathBuf::from(probe::NODE), found: OnceLock::new() }
     }
 }
 
 impl Gunyah {
     /// Opens the node and finds out which driver is behind it.
-    fn open(&self) -> Result<(Node, Driver), Error> {
-        let unavailable = |probe: &Probe| Error::Unavailable(why_unavailable(probe, &self.node));
-        let node = Node::open(&self.node).map_err(|error| unavailable(&Probe::of_open_error(&error)))?;
+    fn driver(&self) -> Result<&(Arc<Node>, Driver), Error> {
+        if let Some(found) = self.found.get() {
+            return Ok(found);
+        }
+        let unavailable = |probe: &Probe| Error::Unavailable(why_unavailable(probe, &self.path));
+        let node = Node::open(&self.path).map_err(|error| unavailable(&Probe::of_open_error(&error)))?;
         match probe::probe_node(&node) {
-            Probe::Usable(driver) => Ok((node, driver)),
+            Probe::Usable(driver) => {
+                tracing::debug!("Gunyah driver of generation {}: {driver:?}", driver.generation);
+                Ok(self.found.get_or_init(|| (Arc::new(node), driver)))
+            }
             other => Err(unavailable(&other)),
         }
     }
@@ -66,14 +74,14 @@ impl Accelerator for Gunyah {
     }
 
     fn probe(&self) -> Result<(), Error> {
-        self.open().map(drop)
+        self.driver().map(drop)
     }
 
     fn memory_source(&self) -> Option<Arc<dyn MemorySource>> {
         // Without a usable driver there is nothing to say here: the start will say it.
-        match self.open() {
+        match self.driver() {
             Ok((node, driver)) if driver.generation == Generation::B => {
-                Some(Arc::new(GuestMemory::new(node)))
+                Some(Arc::new(GuestMemory::new(node.clone())))
             }
             _ => None,
         }
@@ -84,16 +92,15 @@ impl Accelerator for Gunyah {
     }
 
     fn start(&self, plan: &VmPlan<'_>, ram: &GuestRam) -> Result<StartedVm, Error> {
-        let (node, driver) = self.open()?;
-        tracing::debug!("Gunyah driver of generation {}: {driver:?}", driver.generation);
-        rules::check(plan, &driver, pieces::page_size())?;
+        let (node, driver) = self.driver()?;
+        rules::check(plan, driver, pieces::page_size())?;
         memlock::allow(rules::locked_bytes(plan, driver.generation)).map_err(Error::Plan)?;
         warn_of_fragmentation(plan, driver.generation);
         let doubts = rules::doubts(plan, cores::present());
         for doubt in &doubts {
             tracing::warn!("{doubt}");
         }
-        vm::start(&node, driver.generation, plan, ram, &doubts)
+        vm::start(node, driver.generation, plan, ram, &doubts)
     }
 }
 
