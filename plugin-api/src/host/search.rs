@@ -42,7 +42,7 @@ fn find_in(plugin: &str, folders: &[PathBuf]) -> Result<PathBuf, String> {
     }
     let searched: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
     let names = available(folders);
-    let hint = match gvmm_plugin_api::options::nearest(plugin, names.iter().map(String::as_str)) {
+    let hint = match crate::options::nearest(plugin, names.iter().map(String::as_str)) {
         Some(name) => format!("; did you mean '{name}'?"),
         None if names.is_empty() => String::new(),
         None => format!("; there are {}", names.join(", ")),
