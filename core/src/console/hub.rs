@@ -1,9 +1,9 @@
 //! Opens attachments for devices.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
-use std::fs::OpenOptions;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gvmm_plugin_api::services::{Console, ConsoleSize};
@@ -11,9 +11,13 @@ use gvmm_plugin_api::services::{Console, ConsoleSize};
 use super::attachment::{Attachment, Target};
 use super::keyboard::Leave;
 use super::port::{screen, silence};
+use super::pty::Pty;
 use super::pump::Pump;
+use super::server::Server;
 use super::sink::Sink;
+use super::socket::Socket;
 use super::stdio::Stdio;
+use super::terminal;
 
 /// All console attachments of a machine.
 ///
@@ -26,6 +30,8 @@ pub struct ConsoleHub {
 #[derive(Default)]
 struct Opened {
     stdio: Option<Stdio>,
+    ptys: Vec<Server>,
+    sockets: BTreeMap<PathBuf, Server>,
     pumps: Vec<Pump>,
 }
 
@@ -42,8 +48,43 @@ impl ConsoleHub {
         let log = attachment.log.as_deref();
         match attachment.target {
             Target::Stdio => self.open_stdio(log),
+            Target::Pty(link) => self.open_pty(link.as_deref(), log),
+            Target::Socket(path) => self.open_socket(path, log),
+            Target::File(path) => self.open_file(&path, log),
             Target::Null => self.open_null(log),
         }
+    }
+
+    fn open_pty(&self, link: Option<&Path>, log: Option<&Path>) -> Result<Console, String> {
+        let failed = |error: std::io::Error| format!("cannot serve a pseudo-terminal: {error}");
+        let pty = Pty::new(link)?;
+        let size = ConsoleSize::new(pty.size().map_err(failed)?);
+        let text = format!("a console is at {}", pty.path().display());
+        let server = Server::start(pty, size).map_err(failed)?;
+        let console = server.open(log)?;
+        self.opened().ptys.push(server);
+        terminal::tell(&text);
+        Ok(console)
+    }
+
+    fn open_socket(&self, path: PathBuf, log: Option<&Path>) -> Result<Console, String> {
+        let mut opened = self.opened();
+        let server = match opened.sockets.entry(path) {
+            Entry::Occupied(server) => server.into_mut(),
+            Entry::Vacant(place) => {
+                let failed =
+                    |error| format!("cannot serve console socket {}: {error}", place.key().display());
+                let socket = Socket::listen(place.key()).map_err(|error| error.to_string())?;
+                let server = Server::start(socket, ConsoleSize::new(|| (0, 0))).map_err(failed)?;
+                place.insert(server)
+            }
+        };
+        server.open(log)
+    }
+
+    fn open_file(&self, path: &Path, log: Option<&Path>) -> Result<Console, String> {
+        let sinks: Result<Vec<_>, _> = [Some(path), log].into_iter().flatten().map(Sink::file).collect();
+        self.output_only(sinks.map_err(|error| error.to_string())?)
     }
 
     fn open_stdio(&self, log: Option<&Path>) -> Result<Console, String> {
@@ -57,26 +98,18 @@ impl ConsoleHub {
     }
 
     fn open_null(&self, log: Option<&Path>) -> Result<Console, String> {
-        let failed = |error: std::io::Error| format!("cannot open console 'null': {error}");
-        let output = match log {
-            None => OwnedFd::from(OpenOptions::new().write(true).open("/dev/null").map_err(failed)?),
-            Some(log) => {
-                self.pumped(vec![Sink::file(log).map_err(|error| error.to_string())?]).map_err(failed)?
-            }
-        };
-        Ok(Console {
-            input: silence().map_err(failed)?,
-            output,
-            resized: None,
-            size: ConsoleSize::new(|| (0, 0)),
-        })
+        let sink = Sink::file(log.unwrap_or(Path::new("/dev/null")));
+        self.output_only(vec![sink.map_err(|error| error.to_string())?])
     }
 
-    /// A descriptor that leads to sinks.
-    fn pumped(&self, sinks: Vec<Sink>) -> std::io::Result<OwnedFd> {
-        let (shown, output) = screen()?;
-        self.opened().pumps.push(Pump::start(shown, sinks, || {})?);
-        Ok(output)
+    /// A console that nobody types at.
+    fn output_only(&self, sinks: Vec<Sink>) -> Result<Console, String> {
+        let failed = |error: std::io::Error| format!("cannot make a console: {error}");
+        let (shown, output) = screen().map_err(failed)?;
+        let pump = Pump::start(shown, sinks, || {}).map_err(failed)?;
+        self.opened().pumps.push(pump);
+        let size = ConsoleSize::new(|| (0, 0));
+        Ok(Console { input: silence().map_err(failed)?, output, resized: None, size })
     }
 
     /// Does what dropping the hub does, for a hub that others still hold.

@@ -6,15 +6,20 @@
 //! lie between, so that flow control reaches the guest and nothing is buffered without bound.
 
 mod attachment;
+mod client;
 mod escape;
 mod fatal;
+mod history;
 mod hub;
 mod job_control;
 mod keyboard;
 mod line;
 mod port;
+mod pty;
 mod pump;
+mod server;
 mod sink;
+mod socket;
 mod stdio;
 pub mod terminal;
 

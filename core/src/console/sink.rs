@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -25,10 +26,15 @@ impl Sink {
         Ok(Self { name: "standard output".to_owned(), output, lost: 0 })
     }
 
-    /// A file that is made or appended to.
+    /// A file that is made or appended to. A FIFO needs a reader, or this fails instead of waiting for one.
     pub(super) fn file(path: &Path) -> Result<Self, FileError> {
         let failed = |error| FileError { path: path.to_owned(), error };
-        let file: File = OpenOptions::new().append(true).create(true).open(path).map_err(failed)?;
+        let file: File = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(failed)?;
         Ok(Self { name: path.display().to_string(), output: file.into(), lost: 0 })
     }
 

@@ -5,6 +5,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -71,14 +72,15 @@ pub(super) fn restore(unread: Unread) {
 
 /// Columns and rows of the terminal on standard output or, failing that, input; zero when there is none.
 pub(super) fn size() -> (u16, u16) {
-    for fd in [libc::STDOUT_FILENO, STDIN] {
-        let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: TIOCGWINSZ fills in a winsize.
-        if unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, &raw mut size) } == 0 {
-            return (size.ws_col, size.ws_row);
-        }
-    }
-    (0, 0)
+    size_of(libc::STDOUT_FILENO).or_else(|| size_of(STDIN)).unwrap_or((0, 0))
+}
+
+/// Columns and rows of a terminal.
+pub(super) fn size_of(terminal: RawFd) -> Option<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ fills in a winsize.
+    let known = unsafe { libc::ioctl(terminal, libc::TIOCGWINSZ, &raw mut size) } == 0;
+    known.then_some((size.ws_col, size.ws_row))
 }
 
 /// Standard error for log lines: begins each line at the left edge while the terminal is raw.
@@ -116,6 +118,13 @@ pub(super) fn say(text: &str) {
         // Nothing is lost but a hint.
         let _ = Stderr.write_all(format!("{text}\n").as_bytes());
     }
+}
+
+/// A line that the user needs, on standard error whatever that is.
+pub(super) fn tell(text: &str) {
+    tracing::info!("{text}");
+    // It is in the log, too.
+    let _ = Stderr.write_all(format!("gvmm: {text}\n").as_bytes());
 }
 
 /// Goes to raw mode, at first or again after [`restore`], if this process is in the foreground.

@@ -73,19 +73,19 @@ fn overflow(above: &[u8]) -> u8 {
 }
 
 /// What a device does to its console.
-struct Device {
-    console: Console,
+pub(super) struct Device {
+    pub(super) console: Console,
     output: File,
 }
 
 impl Device {
-    fn open(hub: &ConsoleHub, attachment: &str) -> Self {
+    pub(super) fn open(hub: &ConsoleHub, attachment: &str) -> Self {
         let console = hub.open(attachment).unwrap();
         let output = File::from(console.output.try_clone().unwrap());
         Self { console, output }
     }
 
-    fn show(&self, bytes: &[u8]) {
+    pub(super) fn show(&self, bytes: &[u8]) {
         let mut left = bytes;
         while !left.is_empty() {
             ready(&self.output.as_fd(), PollFlags::POLLOUT);
@@ -95,7 +95,7 @@ impl Device {
     }
 
     /// Reads what there is; nothing at the end.
-    fn read(&self) -> Vec<u8> {
+    pub(super) fn read(&self) -> Vec<u8> {
         ready(&self.console.input, PollFlags::POLLIN);
         let mut chunk = vec![0; 256];
         let len = nix::unistd::read(&self.console.input, &mut chunk).unwrap();
@@ -171,13 +171,13 @@ impl Device {
         self.wait(stop);
         let panicked = std::thread::spawn(|| panic!("told to")).join();
         assert!(panicked.is_err());
-        self.show(b"@alive");
         stop.take();
+        self.show(b"@alive");
         self.wait(stop);
     }
 }
 
-fn ready(fd: &impl AsFd, events: PollFlags) {
+pub(super) fn ready(fd: &impl AsFd, events: PollFlags) {
     while poll(&mut [PollFd::new(fd.as_fd(), events)], PollTimeout::NONE).is_err() {}
 }
 

@@ -17,7 +17,12 @@ use nix::unistd::Pid;
 
 use super::role;
 
-nix::ioctl_write_ptr_bad!(set_size, libc::TIOCSWINSZ, Winsize);
+nix::ioctl_write_ptr_bad!(
+    /// Sets the window size of a terminal.
+    set_size,
+    libc::TIOCSWINSZ,
+    Winsize
+);
 nix::ioctl_write_int_bad!(make_controlling, libc::TIOCSCTTY);
 
 /// How long a test waits before it fails; no test passes by it.
