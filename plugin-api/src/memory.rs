@@ -162,6 +162,25 @@ impl GuestMemory {
         })
     }
 
+    /// Reads from a file straight into guest ranges if that takes no waiting: the data is in the page cache. `None`
+    /// when it is not all there, when another read is to be done; an error where the file system cannot tell.
+    pub fn read_file_now(
+        &self,
+        ranges: &[GuestRange],
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<Option<usize>, MemoryError> {
+        let read = self.transfer(ranges, offset, |iov, offset| {
+            let fd = file.as_raw_fd();
+            // SAFETY: the vectors name mapped guest memory, checked by `transfer`.
+            unsafe { libc::preadv2(fd, iov.as_ptr(), count(iov), offset, libc::RWF_NOWAIT) }
+        });
+        match read {
+            Err(MemoryError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
     /// Writes guest ranges straight to a file; all bytes or an error.
     pub fn write_file_at(
         &self,
@@ -194,6 +213,19 @@ impl GuestMemory {
         ranges.iter().map(|range| self.io_vector(range)).collect()
     }
 
+    /// Fills a list with host vectors for guest ranges, neighbours joined and empty ones left out.
+    pub fn collect_io_vectors(
+        &self,
+        ranges: &[GuestRange],
+        vectors: &mut Vec<libc::iovec>,
+    ) -> Result<(), MemoryError> {
+        vectors.clear();
+        vectors.resize(ranges.len(), NO_VECTOR);
+        let used = self.fill_vectors(ranges, vectors)?.len();
+        vectors.truncate(used);
+        Ok(())
+    }
+
     fn io_vector(&self, range: &GuestRange) -> Result<libc::iovec, MemoryError> {
         let slice = self.slice(range.address, range.len as usize)?;
         Ok(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: range.len as usize })
@@ -206,7 +238,7 @@ impl GuestMemory {
         offset: u64,
         mut operation: impl FnMut(&[libc::iovec], i64) -> isize,
     ) -> Result<usize, MemoryError> {
-        let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_VECTORS];
+        let mut vectors = [NO_VECTOR; MAX_VECTORS];
         let mut done = 0;
         for piece in ranges.chunks(MAX_VECTORS) {
             let mut rest = self.fill_vectors(piece, &mut vectors)?;
@@ -249,6 +281,8 @@ impl GuestMemory {
 
 /// Vectors in one file operation, which live on the stack; below `UIO_MAXIOV` of Linux (1024).
 const MAX_VECTORS: usize = 64;
+
+const NO_VECTOR: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 fn count(iov: &[libc::iovec]) -> i32 {
     // At most MAX_VECTORS for files; the kernel refuses longer lists for streams.

@@ -4,16 +4,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use gvmm_plugin_api::memory::GuestMemory;
 use gvmm_plugin_api::metrics::Metric;
 use gvmm_plugin_api::services::Services;
+use gvmm_plugin_api::tracing::info;
 use gvmm_plugin_api::virtio::{COMMON_FEATURES, QueueSetup, QueueState, VirtioDevice, VirtioTraits};
 use gvmm_plugin_api::worker::QueueWorkers;
 
 use crate::Options;
 use crate::config::{self, CONFIG_SIZE, Config, DEVICE_TYPE, WRITEBACK_OFFSET};
-use crate::image::{ImageError, OpenOptions, open};
+use crate::disk::Disk;
+use crate::engine::{Engine, Pool, Ring};
+use crate::image::{Image, ImageError, OpenOptions, Pace, open};
 use crate::metrics::Metrics;
-use crate::queue::{BlockQueue, Disk};
+use crate::queue::BlockQueue;
 use crate::request::Limits;
 
 /// Most data buffers of a request: a request of 4 KiB pages is then just below 1 MiB.
@@ -26,6 +30,10 @@ pub(crate) enum CreateError {
     Serial(String),
     #[error("option 'queue-size': {given} is not a power of two; {below} and {above} are")]
     QueueSize { given: u16, below: u16, above: u16 },
+    #[error(
+        "option 'engine': io_uring is not available for this disk ({0}); leave the option out or use engine=threads"
+    )]
+    NoUring(std::io::Error),
     #[error(transparent)]
     Image(#[from] ImageError),
 }
@@ -37,6 +45,7 @@ pub(crate) struct BlockDevice {
     config: Config,
     features: u64,
     queue_size: u16,
+    services: Services,
     workers: QueueWorkers,
 }
 
@@ -69,8 +78,11 @@ impl BlockDevice {
             writeback: !writethrough,
             queues: options.queues,
         };
+        let engine = Engine::from_word(&options.engine);
+        announce(engine, &*image)?;
         let disk = Disk {
             image,
+            engine,
             limits: Limits { capacity: geometry.capacity, readonly: options.readonly },
             serial,
             durable_writes: writethrough,
@@ -78,8 +90,56 @@ impl BlockDevice {
             metrics: Metrics::default(),
         };
         let features = features(options, writethrough);
-        Ok(Self { disk: Arc::new(disk), config, features, queue_size, workers: QueueWorkers::new(services) })
+        let workers = QueueWorkers::new(services.clone());
+        Ok(Self { disk: Arc::new(disk), config, features, queue_size, services, workers })
     }
+
+    /// The means of doing requests for a queue.
+    fn engines(&self, setup: &QueueSetup) -> Result<(Pool, Option<Ring>), String> {
+        let memory = GuestMemory::new(&setup.memory).map_err(|e| e.to_string())?;
+        let pool = Pool::new(self.disk.clone(), memory, self.services.clone());
+        let pool = pool.map_err(|e| format!("cannot make an eventfd: {e}"))?;
+        Ok((pool, self.ring(setup.size)?))
+    }
+
+    fn ring(&self, queue_size: u16) -> Result<Option<Ring>, String> {
+        let Disk { image, engine, .. } = &*self.disk;
+        let (Engine::Auto | Engine::Uring, Some(file)) = (engine, image.file()) else { return Ok(None) };
+        if image.pace() == Pace::Memory {
+            return Ok(None);
+        }
+        match Ring::new(file, queue_size) {
+            Ok(ring) => Ok(Some(ring)),
+            Err(error) if *engine == Engine::Uring => Err(format!("cannot set up io_uring: {error}")),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// Finds out who will wait for the disk and logs it.
+fn announce(engine: Engine, image: &dyn Image) -> Result<(), CreateError> {
+    let probed = match (engine, image.file()) {
+        (Engine::Sync, _) => {
+            info!("each queue does one request at a time");
+            return Ok(());
+        }
+        (_, _) if image.pace() == Pace::Memory => {
+            info!("the disk is in memory: nothing waits for it");
+            return Ok(());
+        }
+        (Engine::Uring, None) => Err(std::io::Error::from(std::io::ErrorKind::Unsupported)),
+        (Engine::Threads, _) | (_, None) => {
+            info!("threads wait for the disk");
+            return Ok(());
+        }
+        (Engine::Auto | Engine::Uring, Some(file)) => Ring::new(file, 4),
+    };
+    match probed {
+        Ok(_) => info!("io_uring waits for the disk"),
+        Err(error) if engine == Engine::Uring => return Err(CreateError::NoUring(error)),
+        Err(error) => info!("threads wait for the disk: no io_uring here ({error})"),
+    }
+    Ok(())
 }
 
 fn serial(text: &str) -> Result<[u8; 20], CreateError> {
@@ -136,7 +196,8 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
-        let queue = BlockQueue::new(self.disk.clone(), setup.features);
+        let (pool, ring) = self.engines(&setup)?;
+        let queue = BlockQueue::new(self.disk.clone(), pool, ring, setup.features);
         self.workers.start(index, setup, queue)
     }
 

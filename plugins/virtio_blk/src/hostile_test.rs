@@ -40,6 +40,10 @@ fn sector() -> impl Strategy<Value = u64> {
     prop_oneof![4 => 0..(SIZE as u64 / 512 + 8), 1 => any::<u64>()]
 }
 
+fn engine() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["auto", "threads", "sync"])
+}
+
 /// Writes that the model in [`any_sequence_of_requests_leaves_what_a_plain_array_would_hold`] knows.
 #[derive(Debug, Clone)]
 enum Step {
@@ -69,15 +73,16 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_request_is_answered_or_stops_the_device(
         requests in prop::collection::vec((kind(), sector(), prop::collection::vec(buffer(), 0..6)), 1..24),
         indirect in any::<bool>(),
+        engine in engine(),
     ) {
         let disk = TestDisk::new(&pattern(SIZE));
-        let mut machine = disk.start(&[]);
+        let mut machine = disk.start(&[("engine", engine)]);
         for (kind, sector, data) in requests {
             machine.write_header(kind, sector);
             let mut buffers = vec![Buffer::readable(HEADER, 16)];
@@ -138,10 +143,11 @@ proptest! {
     #[test]
     fn any_sequence_of_requests_leaves_what_a_plain_array_would_hold(
         steps in prop::collection::vec(step(), 1..40),
-        writethrough in any::<bool>(),
+        cache in prop::sample::select(vec!["writeback", "writethrough"]),
+        engine in engine(),
     ) {
         let disk = TestDisk::new(&pattern(SIZE));
-        let mut machine = disk.start(&[("cache", if writethrough { "writethrough" } else { "writeback" })]);
+        let mut machine = disk.start(&[("cache", cache), ("engine", engine)]);
         let mut model = pattern(SIZE);
         for step in steps {
             match step {

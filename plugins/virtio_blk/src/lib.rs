@@ -3,12 +3,15 @@
 //! - [`image`]: the disk on the host's side: opening, locking, reading, writing, freeing.
 //! - [`config`]: configuration space and features.
 //! - [`request`]: what a descriptor chain asks for, checked before anything is done.
-//! - [`queue`]: serves the requests of one queue on its own thread.
+//! - [`disk`]: what all queues share, and how a request is done.
+//! - [`queue`]: serves the requests of one queue on its own thread, with the help of [`engine`] for those that wait.
 //! - [`device`]: puts these together behind the plugin interface.
 #![deny(unsafe_code)]
 
 mod config;
 mod device;
+mod disk;
+mod engine;
 #[cfg(test)]
 mod hostile_test;
 mod image;
@@ -44,6 +47,9 @@ gvmm_plugin_api::options! {
         pub cache: String = with_default("cache", "writeback", OptionKind::Choice(&["writeback", "writethrough"])),
         /// Bypass the host's page cache.
         pub direct: bool = with_default("direct", "off", OptionKind::Flag),
+        /// Who waits for the disk while the queue goes on: the kernel (io_uring), threads, or nobody, so that a queue
+        /// does one request at a time (sync). auto is io_uring where the kernel allows it and else threads.
+        pub engine: String = with_default("engine", "auto", OptionKind::Choice(&["auto", "io_uring", "threads", "sync"])),
         /// Lock the disk against a second writer; off lets several programs share it, which only read-only disks and
         /// cluster file systems survive.
         pub lock: bool = with_default("lock", "on", OptionKind::Flag),
@@ -67,4 +73,5 @@ gvmm_plugin_api::export_plugin! {
     kind: Virtio(config::DEVICE_TYPE),
     options: Options,
     create: create,
+    syscalls: ["fallocate", "fcntl", "fdatasync", "fstatfs", "io_uring_enter", "io_uring_setup", "preadv2"],
 }

@@ -12,6 +12,7 @@ pub(crate) struct Metrics {
     pub(crate) write_bytes: Counter,
     pub(crate) flushes: Counter,
     pub(crate) discards: Counter,
+    pub(crate) write_zeroes: Counter,
     /// Requests that were answered with an error status.
     pub(crate) errors: Counter,
 }
@@ -26,6 +27,7 @@ impl Metrics {
             Metric::new("write_bytes", self.write_bytes.get()),
             Metric::new("flushes", self.flushes.get()),
             Metric::new("discards", self.discards.get()),
+            Metric::new("write_zeroes", self.write_zeroes.get()),
             Metric::new("errors", self.errors.get()),
         ]
     }

@@ -57,9 +57,9 @@ pub(crate) enum Operation {
     /// Write the serial number to the writable buffers.
     GetId,
     /// Free parts of the disk.
-    Discard(Segments),
+    Discard(Box<Segments>),
     /// Zero parts of the disk.
-    WriteZeroes(Segments),
+    WriteZeroes(Box<Segments>),
     /// Nothing: answer with this status.
     Refuse(Status),
 }
@@ -103,7 +103,12 @@ impl Segments {
         })
     }
 
-    fn parse(chain: &Chain, memory: &GuestMemory, limits: &Limits, flags_known: u32) -> Result<Self, Status> {
+    fn parse(
+        chain: &Chain,
+        memory: &GuestMemory,
+        limits: &Limits,
+        flags_known: u32,
+    ) -> Result<Box<Self>, Status> {
         let len = usize::try_from(total_len(chain.readable())).map_err(|_| Status::IoError)?;
         let mut segments = Self { bytes: [0; _], count: len / SEGMENT_SIZE };
         if len == 0 || !len.is_multiple_of(SEGMENT_SIZE) || len > segments.bytes.len() {
@@ -121,7 +126,7 @@ impl Segments {
             }
             extent(sector, u64::from(sectors) * SECTOR_SIZE, limits)?;
         }
-        Ok(segments)
+        Ok(Box::new(segments))
     }
 }
 

@@ -7,6 +7,8 @@ mod lock;
 mod open;
 mod raw;
 
+use std::os::fd::BorrowedFd;
+
 use gvmm_plugin_api::memory::{GuestMemory, GuestRange, MemoryError};
 
 pub(crate) use error::ImageError;
@@ -20,11 +22,27 @@ pub(crate) trait Image: Send + Sync + std::fmt::Debug {
     /// Reads into guest ranges, all of them.
     fn read(&self, memory: &GuestMemory, ranges: &[GuestRange], offset: u64) -> Result<(), MemoryError>;
 
+    /// Reads into guest ranges if that takes no waiting; false when another read is to be done.
+    fn read_now(&self, memory: &GuestMemory, ranges: &[GuestRange], offset: u64)
+    -> Result<bool, MemoryError>;
+
     /// Writes guest ranges, all of them.
     fn write(&self, memory: &GuestMemory, ranges: &[GuestRange], offset: u64) -> Result<(), MemoryError>;
 
     /// Makes every completed write durable.
     fn flush(&self) -> std::io::Result<()>;
+
+    /// The file whose bytes are the disk's bytes, if there is one: others may then read, write and sync it.
+    fn file(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Notes that a sync of [`Image::file`] failed with this error number: every later flush must fail as well.
+    fn note_flush_failure(&self, error: i32);
+
+    /// Whether a flush has failed, so that [`Image::flush`] fails at once.
+    fn has_lost_writes(&self) -> bool;
+
+    /// How long its operations take.
+    fn pace(&self) -> Pace;
 
     /// Gives the space of a range back to the host; what it reads as afterwards is open. A disk that cannot do it
     /// leaves the range as it is.
@@ -32,6 +50,17 @@ pub(crate) trait Image: Send + Sync + std::fmt::Debug {
 
     /// Makes a range read as zero; its space may be given back when `unmap` is set.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> std::io::Result<()>;
+}
+
+/// How long operations of a disk take, as far as it is known beforehand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// None waits for a device: the disk is in memory.
+    Memory,
+    /// Reads may be cached, writes go to the page cache.
+    Cached,
+    /// All wait for a device.
+    Device,
 }
 
 /// Size and block sizes of a disk in bytes.

@@ -3,8 +3,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use gvmm_plugin_api::memory::{GuestMemory, GuestRange, MemoryError};
@@ -13,10 +14,17 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::open::OpenOptions;
-use super::{Geometry, Image, direct};
+use super::{Geometry, Image, Pace, direct};
 
 /// Bytes written at a time where the kernel cannot zero a range by itself.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Whether a file lives in memory alone.
+fn in_memory(file: &File) -> bool {
+    use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+    const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+    fstatfs(file).is_ok_and(|fs| [TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC].contains(&fs.filesystem_type()))
+}
 
 /// A raw disk.
 #[derive(Debug)]
@@ -27,24 +35,33 @@ pub(super) struct RawImage {
     geometry: Geometry,
     direct: bool,
     discard: bool,
+    pace: Pace,
+    can_read_now: AtomicBool,
     can_punch_hole: AtomicBool,
     can_zero_range: AtomicBool,
     /// Error number of a flush that failed. The kernel reports a lost write once and then forgets it, so every later
     /// flush must fail as well.
-    lost: std::sync::OnceLock<i32>,
+    lost: OnceLock<i32>,
 }
 
 impl RawImage {
     pub(super) fn new(file: File, size: u64, geometry: Geometry, options: &OpenOptions) -> Self {
+        let pace = match in_memory(&file) {
+            true => Pace::Memory,
+            false if options.direct || options.writethrough => Pace::Device,
+            false => Pace::Cached,
+        };
         Self {
             file,
             size,
             geometry,
             direct: options.direct,
             discard: options.discard,
+            pace,
+            can_read_now: AtomicBool::new(pace == Pace::Cached),
             can_punch_hole: AtomicBool::new(true),
             can_zero_range: AtomicBool::new(true),
-            lost: std::sync::OnceLock::new(),
+            lost: OnceLock::new(),
         }
     }
 
@@ -74,6 +91,28 @@ impl RawImage {
         }
     }
 
+    /// Fills what a read did not: the padding of the last sector and no more.
+    fn pad(
+        &self,
+        memory: &GuestMemory,
+        ranges: &[GuestRange],
+        offset: u64,
+        read: u64,
+    ) -> Result<(), MemoryError> {
+        let missing = total_len(ranges) - read;
+        if missing == 0 {
+            return Ok(());
+        }
+        // More means that the file was cut short meanwhile.
+        if offset + read < self.size {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        for range in sub_ranges(ranges, read, missing) {
+            memory.fill(range.address, range.len as usize, 0)?;
+        }
+        Ok(())
+    }
+
     fn write_zero_bytes(&self, mut offset: u64, len: u64) -> io::Result<()> {
         // The part of the last sector behind the end of the file reads as zero already.
         let end = (offset + len).min(self.size.max(offset));
@@ -98,18 +137,28 @@ impl Image for RawImage {
             }
             other => other?,
         } as u64;
-        let missing = total_len(ranges) - read;
-        if missing == 0 {
-            return Ok(());
+        self.pad(memory, ranges, offset, read)
+    }
+
+    fn read_now(
+        &self,
+        memory: &GuestMemory,
+        ranges: &[GuestRange],
+        offset: u64,
+    ) -> Result<bool, MemoryError> {
+        if !self.can_read_now.load(Ordering::Relaxed) {
+            return Ok(false);
         }
-        // Only the padding of the last sector may be missing; more means that the file was cut short meanwhile.
-        if offset + read < self.size {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        match memory.read_file_now(ranges, self.file.as_fd(), offset) {
+            Ok(None) => Ok(false),
+            Ok(Some(read)) => self.pad(memory, ranges, offset, read as u64).map(|()| true),
+            Err(MemoryError::Io(_)) => {
+                // Most likely a file system that cannot tell; whatever it is, an ordinary read will say.
+                self.can_read_now.store(false, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
-        for range in sub_ranges(ranges, read, missing) {
-            memory.fill(range.address, range.len as usize, 0)?;
-        }
-        Ok(())
     }
 
     fn write(&self, memory: &GuestMemory, ranges: &[GuestRange], offset: u64) -> Result<(), MemoryError> {
@@ -127,9 +176,25 @@ impl Image for RawImage {
         if let Some(&error) = self.lost.get() {
             return Err(io::Error::from_raw_os_error(error));
         }
-        self.file.sync_data().inspect_err(|error| {
-            self.lost.get_or_init(|| error.raw_os_error().unwrap_or(libc::EIO));
-        })
+        self.file
+            .sync_data()
+            .inspect_err(|error| self.note_flush_failure(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    fn note_flush_failure(&self, error: i32) {
+        self.lost.get_or_init(|| error);
+    }
+
+    fn has_lost_writes(&self) -> bool {
+        self.lost.get().is_some()
+    }
+
+    fn pace(&self) -> Pace {
+        self.pace
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
