@@ -216,6 +216,8 @@ fn open_with_replay(path: &Path) -> File {
         if poll(&mut fds, PollTimeout::from(200_u8)).unwrap() > 0 {
             return client;
         }
+        drop(client);
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
