@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use gvmm_plugin_api::host::Manifest;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -60,10 +60,9 @@ fn complain(code: Code, message: &str) -> Code {
 fn run(arguments: &RunArguments, begun: Instant, level: u8) -> Result<Outcome, String> {
     let kernel = arguments.kernel.clone().ok_or("--kernel is missing: give a Linux arm64 Image")?;
     let protection = protection(arguments)?;
-    let wanted = devices::wanted(&arguments.devices, !arguments.no_defaults)?;
-    let dump_only = arguments.dump_dtb.is_some();
-    let accelerator = accelerator(arguments.accel, dump_only)?;
     check_vcpus(arguments.cpus)?;
+    let wanted = devices::wanted(&arguments.devices, !arguments.no_defaults)?;
+    let accelerator = accelerator(arguments.accel, arguments.dump_dtb.is_some())?;
     let stop = Arc::new(eventfd::new().map_err(|e| format!("cannot make an eventfd: {e}"))?);
     stop_on_signals(&stop)?;
     let leave = stop.clone();
@@ -143,7 +142,7 @@ fn accelerator(choice: AccelChoice, dump_only: bool) -> Result<Box<dyn Accelerat
 /// Has the signals that ask a program to end signal `stop`.
 fn stop_on_signals(stop: &Arc<EventFd>) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("cannot handle signals: {error}");
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT]).map_err(failed)?;
     let stop = stop.clone();
     let body = move || {
         for signal in signals.forever() {

@@ -7,15 +7,18 @@ use gvmm_plugin_api::options::parse_size;
 
 use crate::plugin::argument::DeviceArgument;
 
+/// What stands below the options in the help text; clap wraps the paragraphs.
+const AFTER_HELP: &str = "\
+Exit codes: 0 the guest powered off or gvmm was asked to stop; 1 the hypervisor did not start the VM; 2 bad usage, \
+nothing was started; 3 the guest reset (--on-reset exit); 4 the guest crashed; 5 the guest powered off, but a device \
+had failed on the way.
+
+Example: gvmm --kernel Image --memory 256M --cpus 8 --cmdline \"rw root=/dev/vda\" --device virtio_blk,disk=disk.img";
+
 /// Runs virtual machines under Gunyah and KVM on aarch64; every device is a plugin.
 #[derive(Debug, Parser)]
 #[command(name = "gvmm", version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
-#[command(after_help = "\
-Exit codes: 0 the guest powered off or gvmm was asked to stop; 1 the hypervisor did not start the VM; 2 bad usage,
-nothing was started; 3 the guest reset (--on-reset exit); 4 the guest crashed; 5 the guest powered off, but a device
-had failed on the way.
-
-Example: gvmm --kernel Image --memory 256M --cpus 8 --cmdline \"rw root=/dev/vda\" --device virtio_blk,disk=disk.img")]
+#[command(after_help = AFTER_HELP)]
 pub struct Cli {
     /// What to do instead of running a VM.
     #[command(subcommand)]

@@ -106,7 +106,11 @@ impl RawDevice for Export {
             Some(Device::Virtio(device)) => device.metrics(),
             None => Vec::new(),
         });
-        metrics.unwrap_or_default().into_iter().map(|metric| Tuple2(metric.name.into(), metric.value)).collect()
+        metrics
+            .unwrap_or_default()
+            .into_iter()
+            .map(|metric| Tuple2(metric.name.into(), metric.value))
+            .collect()
     }
 
     fn extension(&self, id: RStr<'_>) -> ROption<Extension> {

@@ -70,7 +70,10 @@ impl Drop for Entered {
 pub(crate) fn install(max_level: u8) {
     MAX_LEVEL.store(max_level, Ordering::Relaxed);
     if tracing::subscriber::set_global_default(Forward).is_ok() {
-        std::panic::set_hook(Box::new(|info| tracing::error!("{info}")));
+        std::panic::set_hook(Box::new(|panic| {
+            let place = panic.location().map(ToString::to_string).unwrap_or_default();
+            tracing::error!("panicked at {place}: {}", crate::panic_text(panic.payload()));
+        }));
     }
 }
 

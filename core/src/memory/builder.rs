@@ -336,10 +336,7 @@ mod tests {
     #[test]
     fn refuses_sizes_that_make_no_memory() {
         assert_eq!(error_of(0, Protection::None), "guest memory of 0 bytes: give at least 2 MiB");
-        assert_eq!(
-            error_of(3 * MIB, Protection::None),
-            "guest memory 0x300000 is not a multiple of 2 MiB: use 0x400000"
-        );
+        assert_eq!(error_of(3 * MIB, Protection::None), "guest memory 3M is not a multiple of 2M: use 4M");
         assert!(
             error_of(u64::MAX - MIB - (MIB - 1), Protection::None).contains("end beyond the address space")
         );
@@ -351,7 +348,7 @@ mod tests {
     #[test]
     fn refuses_windows_that_leave_nothing_to_lend() {
         let error = error_of(4 * MIB, Protection::Lent { window: 4 * MIB });
-        assert!(error.starts_with("a shared window of 0x400000 bytes takes all"), "{error}");
+        assert!(error.starts_with("a shared window of 4M takes all"), "{error}");
         assert_eq!(
             error_of(4 * MIB, Protection::Lent { window: 0 }),
             "shared window of 0 bytes: give at least 2 MiB"

@@ -11,6 +11,8 @@ mod mapping;
 mod ram;
 mod source;
 
+use gvmm_plugin_api::options::show_size;
+
 pub use builder::{Backing, Protection, RamBuilder};
 pub use ram::{GuestRam, MemoryRange, Region, RegionKind, SharedMemory, SharedRegion};
 pub use source::MemorySource;
@@ -32,7 +34,7 @@ pub enum Error {
         what: &'static str,
     },
     /// Not a multiple of [`REGION_ALIGNMENT`].
-    #[error("{what} {value:#x} is not a multiple of 2 MiB: use {suggestion:#x}")]
+    #[error("{what} {} is not a multiple of 2M: use {}", show_size(*value), show_size(*suggestion))]
     Unaligned {
         /// Which size or address.
         what: &'static str,
@@ -71,7 +73,7 @@ pub enum Error {
     },
     /// The shared window leaves nothing to lend.
     #[error(
-        "a shared window of {window:#x} bytes takes all of the {size:#x} bytes of guest memory: make it smaller, or give more memory"
+        "a shared window of {} takes all of the {} of guest memory: make it smaller, or give more memory", show_size(*window), show_size(*size)
     )]
     WindowTooLarge {
         /// Bytes of the window.

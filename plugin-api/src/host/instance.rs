@@ -44,7 +44,8 @@ impl Instance {
         if id == MMIO {
             let raw: RawMmioArc = found.open().map_err(incompatible)?;
             let layout = raw.layout().map(import_layout).into_result().map_err(RString::into_string)?;
-            return Ok(Self::mmio(Mmio { raw, base, layout }));
+            let node = raw.node().into_result().map_err(RString::into_string).and_then(FdtNode::try_from)?;
+            return Ok(Self::mmio(Mmio { raw, base, layout, node }));
         }
         let raw: RawVirtioArc = found.open().map_err(incompatible)?;
         let traits = raw.traits().map(VirtioTraits::from).into_result().map_err(RString::into_string)?;
@@ -89,6 +90,7 @@ struct Mmio {
     raw: RawMmioArc,
     base: Base,
     layout: MmioLayout,
+    node: FdtNode,
 }
 
 impl Mmio {
@@ -113,11 +115,7 @@ impl MmioDevice for Mmio {
     }
 
     fn node(&self) -> FdtNode {
-        let node = self.raw.node().into_result().map_err(RString::into_string).and_then(FdtNode::try_from);
-        node.unwrap_or_else(|error| {
-            self.base.fail(&error);
-            FdtNode::default()
-        })
+        self.node.clone()
     }
 
     fn start(&self, lines: Vec<Interrupt>) -> Result<(), String> {

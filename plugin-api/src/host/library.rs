@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use abi_stable::library::lib_header_from_path;
+use abi_stable::library::{LibraryError, lib_header_from_path};
 use abi_stable::std_types::{RString, Tuple2};
 
 use super::instance::Instance;
@@ -34,12 +34,7 @@ impl Library {
         // dlopen searches the library path for a name without a slash.
         let file =
             std::path::absolute(path).map_err(|e| failed("its path cannot be resolved", e.to_string()))?;
-        let header = lib_header_from_path(&file).map_err(|e| {
-            let report = e.to_string();
-            let first =
-                report.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned();
-            failed(&format!("the library cannot be loaded: {first}"), report)
-        })?;
+        let header = lib_header_from_path(&file).map_err(|e| failed(&cannot_load(&e), e.to_string()))?;
         let root = header.init_root_module::<PluginRootRef>().map_err(|e| {
             failed(
                 "its binary interface is not the one of this gvmm: rebuild it with the same gvmm-plugin-api",
@@ -74,6 +69,22 @@ impl Library {
         let device = self.root.create()(options, export_host(host.clone())).into_result();
         let refused = |what: String| PluginError::Create { device: self.manifest.name.clone(), what };
         Instance::new(device.map_err(|e| refused(e.into_string()))?, &self.manifest, host).map_err(refused)
+    }
+}
+
+/// One sentence for an error whose own text has many lines.
+fn cannot_load(error: &LibraryError) -> String {
+    match error {
+        LibraryError::OpenError { err, .. } => format!("the library cannot be loaded: {err}"),
+        LibraryError::GetSymbolError { .. } => {
+            "it has a descriptor, but no code to go with it: build it with export_plugin! as a cdylib"
+                .to_owned()
+        }
+        LibraryError::InvalidAbiHeader(_) | LibraryError::InvalidCAbi { .. } => {
+            "its binary interface is not the one of this gvmm: rebuild it with the same gvmm-plugin-api"
+                .to_owned()
+        }
+        _ => "the library cannot be loaded; --log debug shows the full report".to_owned(),
     }
 }
 

@@ -184,14 +184,10 @@ impl Manifest {
                 (None, true) => "required".to_owned(),
                 (None, false) => "optional".to_owned(),
             };
+            let help: Vec<&str> = option.help.split_whitespace().collect();
+            let (name, expected, help) = (&option.name, spec.kind.expected(), help.join(" "));
             // Writing to a string cannot fail.
-            let _ = write!(
-                text,
-                "  {}=<{}>  ({state})\n      {}\n",
-                option.name,
-                spec.kind.expected(),
-                option.help
-            );
+            let _ = write!(text, "  {name}=<{expected}>  ({state})\n      {help}\n");
         }
         if self.options.is_empty() {
             text.push_str("  no options\n");
