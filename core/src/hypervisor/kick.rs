@@ -10,6 +10,8 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 
+use nix::sys::signal::SigSet;
+use nix::sys::signal::Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
 use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
 
 /// The page that a vCPU shares with the hypervisor's driver.
@@ -96,8 +98,12 @@ pub struct Kicker {
 
 impl Kicker {
     /// A kicker for the vCPU with this run page, run by the calling thread.
+    ///
+    /// Other signals are kept from the thread from now on, but for those that tell of its own faults: a Gunyah driver
+    /// that is interrupted on its way into the guest forgets what a device answered to the guest's last read.
     pub fn for_this_thread(page: &Arc<RunPage>) -> io::Result<Self> {
         let signal = kick_signal();
+        block_foreign_signals()?;
         // The handler is there to interrupt system calls, and it does: it is installed without SA_RESTART.
         register_signal_handler(signal, ignore)?;
         unblock_signal(signal).map_err(|error| io::Error::other(format!("pthread_sigmask: {error:?}")))?;
@@ -117,6 +123,15 @@ impl Kicker {
         // vCPU's ended: the handler does nothing there, and ESRCH means that it has not.
         unsafe { libc::syscall(libc::SYS_tgkill, process, self.thread, signal) };
     }
+}
+
+/// Blocks all signals in the calling thread that are not about itself.
+fn block_foreign_signals() -> io::Result<()> {
+    let mut signals = SigSet::all();
+    for fault in [SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS, SIGABRT] {
+        signals.remove(fault);
+    }
+    Ok(signals.thread_block()?)
 }
 
 /// Real-time signals are queued and have no meaning to libraries or terminals.
@@ -182,6 +197,20 @@ mod tests {
         assert_eq!(page.immediate_exit().load(Ordering::SeqCst), 1);
         page.clear_immediate_exit();
         assert_eq!(page.immediate_exit().load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn keeps_other_signals_from_the_thread() {
+        let page = run_page();
+        let blocked = thread::spawn(move || {
+            let _kicker = Kicker::for_this_thread(&page).unwrap();
+            SigSet::thread_get_mask().unwrap()
+        });
+        let blocked = blocked.join().unwrap();
+        for signal in [nix::sys::signal::SIGWINCH, nix::sys::signal::SIGTERM] {
+            assert!(blocked.contains(signal));
+        }
+        assert!(!blocked.contains(SIGSEGV));
     }
 
     #[test]
