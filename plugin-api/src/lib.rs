@@ -45,3 +45,7 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         panic.downcast_ref::<String>().map_or("no message", String::as_str)
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/plugins/README.md")]
+struct PluginGuide;
