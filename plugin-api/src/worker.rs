@@ -174,12 +174,12 @@ impl<H: QueueHandler> Worker<H> {
                     }
                     KICK => {
                         self.drain()?;
-                        self.set_watched(&epoll, &paused, EpollFlags::EPOLLIN)?;
+                        self.watch_again(&epoll, &paused)?;
                         paused.clear();
                     }
                     source => {
                         if self.source_ready(source)? == Watch::UntilKick {
-                            self.set_watched(&epoll, &[source], EpollFlags::empty())?;
+                            self.leave_alone(&epoll, source)?;
                             paused.push(source);
                         }
                     }
@@ -209,14 +209,25 @@ impl<H: QueueHandler> Worker<H> {
         Ok(watch)
     }
 
-    fn set_watched(&self, epoll: &Epoll, sources: &[u64], flags: EpollFlags) -> Result<(), QueueError> {
-        let all = self.handler.sources();
+    /// Without its descriptor in the epoll a source that has hung up is not reported either.
+    fn leave_alone(&self, epoll: &Epoll, source: u64) -> Result<(), QueueError> {
+        if let Some(fd) = self.source(source) {
+            epoll.delete(fd).map_err(std::io::Error::from)?;
+        }
+        Ok(())
+    }
+
+    fn watch_again(&self, epoll: &Epoll, sources: &[u64]) -> Result<(), QueueError> {
         for &source in sources {
-            if let Some(fd) = usize::try_from(source).ok().and_then(|i| all.get(i)) {
-                epoll.modify(fd, &mut EpollEvent::new(flags, source)).map_err(std::io::Error::from)?;
+            if let Some(fd) = self.source(source) {
+                epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source)).map_err(std::io::Error::from)?;
             }
         }
         Ok(())
+    }
+
+    fn source(&self, source: u64) -> Option<BorrowedFd<'_>> {
+        usize::try_from(source).ok().and_then(|index| self.handler.sources().get(index).copied())
     }
 }
 

@@ -1,12 +1,15 @@
 //! Tests of queue and worker through the test kit, on a device that copies.
 
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::queue::{QueueError, VirtQueue, total_len};
 use crate::services::Services;
 use crate::testing::{Buffer, FakeHost, VirtioHarness, wait_until};
 use crate::virtio::{COMMON_FEATURES, F_EVENT_IDX, QueueSetup, QueueState, VirtioDevice, VirtioTraits};
-use crate::worker::{QueueHandler, QueueWorkers};
+use crate::worker::{QueueHandler, QueueWorkers, Watch};
 
 /// Copies the readable buffers of a request to its writable ones; panics on a request that starts with '!'.
 struct Copier(QueueWorkers);
@@ -193,4 +196,66 @@ fn a_driver_without_event_index_is_interrupted_for_requests_only_and_not_when_it
     wait_until("the request", || queue.poll_used().is_some());
     machine.stop(0, &mut queue);
     assert!(!queue.interrupted(), "VIRTQ_AVAIL_F_NO_INTERRUPT is heeded");
+}
+
+/// A device with a source that has hung up; counts how often that is reported.
+struct Deserted {
+    workers: QueueWorkers,
+    source: UnixStream,
+    reports: Arc<AtomicU32>,
+}
+
+struct Listener(UnixStream, Arc<AtomicU32>);
+
+impl QueueHandler for Listener {
+    fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
+        while let Some(chain) = queue.pop()? {
+            queue.push(chain, 0)?;
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.0.as_fd()]
+    }
+
+    fn ready(&mut self, _: usize, _: &mut VirtQueue) -> Result<Watch, QueueError> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        Ok(Watch::UntilKick)
+    }
+}
+
+impl VirtioDevice for Deserted {
+    fn traits(&self) -> VirtioTraits {
+        VirtioTraits { device_type: 42, features: COMMON_FEATURES, queue_sizes: vec![64], config_size: 0 }
+    }
+
+    fn read_config(&self, _: u32, _: &mut [u8]) {}
+
+    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
+        self.workers.start(index, setup, Listener(self.source.try_clone().unwrap(), self.reports.clone()))
+    }
+
+    fn stop_queue(&self, index: u16) -> Option<QueueState> {
+        self.workers.stop(index)
+    }
+
+    fn reset(&self) {}
+}
+
+#[test]
+fn a_source_that_has_hung_up_is_reported_once_a_kick() {
+    let reports = Arc::new(AtomicU32::new(0));
+    let workers = QueueWorkers::new(Services::new(Arc::new(FakeHost::default())));
+    let source = UnixStream::pair().unwrap().0;
+    let device = Deserted { workers, source, reports: reports.clone() };
+    let mut machine = VirtioHarness::new(Arc::new(device), COMMON_FEATURES);
+    let mut queue = machine.start(0, 8);
+    for kicks in 1..=100 {
+        queue.request(&[Buffer::readable(IN, 1)]);
+        let reports = reports.load(Ordering::SeqCst);
+        assert!(reports <= kicks + 1, "{reports} reports after {kicks} kicks");
+    }
+    wait_until("a report", || reports.load(Ordering::SeqCst) > 0);
+    machine.stop(0, &mut queue);
 }

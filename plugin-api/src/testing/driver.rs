@@ -10,6 +10,8 @@ use crate::virtio::{F_EVENT_IDX, QueueSetup, QueueState, VirtioDevice};
 const F_NEXT: u16 = 1;
 const F_WRITE: u16 = 2;
 const F_INDIRECT: u16 = 4;
+/// `VIRTQ_USED_F_NO_NOTIFY` (virtio 1.2, 2.7.8).
+const F_NO_NOTIFY: u16 = 1;
 
 /// Guest memory of a harness in bytes: the rings of up to 16 queues, then [`VirtioHarness::DATA`] onwards for buffers.
 const MEMORY: usize = 32 << 20;
@@ -101,6 +103,8 @@ pub struct QueueDriver {
     indirect: u64,
     free: Vec<u16>,
     next_available: u16,
+    /// `next_available` when the device was last notified or found to want no notification.
+    announced: u16,
     next_used: u16,
     kick: Event,
     call: Event,
@@ -122,6 +126,7 @@ impl QueueDriver {
             indirect: table + (36 << 10),
             free: (0..size).rev().collect(),
             next_available: 0,
+            announced: 0,
             next_used: 0,
             kick: Event::new().unwrap(),
             call: Event::new().unwrap(),
@@ -194,9 +199,29 @@ impl QueueDriver {
         self.memory.write(self.available, &flags.to_le_bytes());
     }
 
-    /// Notifies the device.
+    /// Notifies the device, whether it wants that or not.
     pub fn kick(&self) {
         self.kick.signal();
+    }
+
+    /// Notifies the device if it wants to know of what was added since the last call (virtio 1.2, 2.7.10 and 2.7.13).
+    pub fn kick_if_wanted(&mut self) {
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let word = |address| {
+            let bytes = self.memory.read(address, 2);
+            u16::from_le_bytes([bytes[0], bytes[1]])
+        };
+        let wanted = if self.features & F_EVENT_IDX != 0 {
+            let event = word(self.used + 4 + 8 * u64::from(self.size));
+            let added = self.next_available.wrapping_sub(self.announced);
+            self.next_available.wrapping_sub(event).wrapping_sub(1) < added
+        } else {
+            word(self.used) & F_NO_NOTIFY == 0
+        };
+        self.announced = self.next_available;
+        if wanted {
+            self.kick();
+        }
     }
 
     /// Takes a request that the device gave back, if there is one.
