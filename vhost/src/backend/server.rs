@@ -1,7 +1,7 @@
 //! Serves front ends, one after the other.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -74,11 +74,11 @@ fn wait(input: BorrowedFd<'_>, stop: BorrowedFd<'_>) -> Result<Ready, Errno> {
     }
 }
 
-/// A socket in the file system that front ends connect to; it is removed with this value.
+/// A socket that front ends connect to; one that was made here is removed with this value.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    path: PathBuf,
+    path: Option<PathBuf>,
 }
 
 impl Listener {
@@ -99,7 +99,14 @@ impl Listener {
         }
         let socket = UnixListener::bind(path).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { socket, path: path.to_owned() })
+        Ok(Self { socket, path: Some(path.to_owned()) })
+    }
+
+    /// Takes over a socket that listens already.
+    pub fn inherited(socket: OwnedFd) -> io::Result<Self> {
+        let socket = UnixListener::from(socket);
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, path: None })
     }
 
     /// Waits for a front end; `None` when `stop` has input before one comes.
@@ -122,7 +129,33 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Nobody is left to tell if it is gone already.
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            // Nobody is left to tell if it is gone already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_left_behind_is_replaced_and_one_in_use_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = Listener::bind(&path).unwrap();
+        let error = Listener::bind(&path).unwrap_err();
+        assert_eq!(error, format!("socket {}: another program listens on it", path.display()));
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_socket_is_left_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(Listener::bind(file.path()).unwrap_err().contains("in use"));
+        assert!(file.path().exists());
     }
 }
