@@ -1,5 +1,7 @@
 //! A plugin that panics while the machine runs is a failed device, and nothing else.
 
+#![allow(clippy::unwrap_used, reason = "a failed expectation fails the test")]
+
 use std::sync::Arc;
 
 use gvmm_plugin_api::host::{Instance, Library};
