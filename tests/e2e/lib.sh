@@ -9,6 +9,9 @@
 #                        the same on a terminal of its own: steps as in `guestio terminal --help`
 #   gvmm ARGUMENT...     runs gvmm with just these arguments; exit code in $status, all it says in gvmm.log
 #   qemu ARGUMENT...     boots the guest under Debian's QEMU with KVM
+#   gunyah DRIVER [NAME=VALUE...]
+#                        gvmm runs on a simulated Gunyah driver from now on, with settings of tests/gunyah-sim
+#   left_nothing         the simulator found nothing open at the end
 #   disk FILE [MIB]      makes a root disk, or an empty disk of that size
 #   expect_status N      the exit code was N
 #   expect_console RE    a line of the console matches (grep -E); no_console RE: none does
@@ -111,6 +114,25 @@ terminal() {
     cat terminal.log
     status=$(sed -n 's/^@exit //p' terminal.log)
     tr -d '\r' <console.raw >console.log
+}
+
+gunyah() {
+    {
+        echo '#!/bin/sh'
+        echo "export GUNYAH_SIM=$1 GUNYAH_SIM_REPORT=$PWD/report.json GUNYAH_SIM_LOG=on"
+        shift
+        for setting; do
+            echo "export GUNYAH_SIM_$setting"
+        done
+        echo 'LD_PRELOAD=/bed/lib/libgunyah_sim.so exec /gvmm/gvmm "$@"'
+    } >gunyah
+    chmod +x gunyah
+    GVMM=$PWD/gunyah
+}
+
+left_nothing() {
+    cat report.json
+    tr -d ' \n' <report.json | grep -q '"open":\[\],"problems":\[\]' || fail "something of the driver's is left open"
 }
 
 gvmm() {
