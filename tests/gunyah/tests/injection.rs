@@ -148,3 +148,14 @@ fn a_change_of_the_terminal_changes_nothing() {
         }
     }
 }
+
+#[test]
+fn an_exit_that_a_signal_hides_is_seen() {
+    for kind in Kind::ALL {
+        for nth in 1..=6 {
+            let ended = run(kind).inject(&format!("late-signal={nth}:SIGRTMIN")).to_end();
+            ended.assert_orderly(0);
+            assert_eq!(ended.console, "H", "{nth}: {}", ended.summary());
+        }
+    }
+}
