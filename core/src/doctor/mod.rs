@@ -1,6 +1,6 @@
 //! `gvmm doctor`: what this machine can run, and why not.
 //!
-//! [`findings`] looks, [`report`] draws the conclusions from what was found alone, [`text`] writes them down. Nothing
+//! [`findings`] looks, [`report`] draws the conclusions from what was found alone, `text` writes them down. Nothing
 //! is changed and no VM is started: the Gunyah driver is asked for an empty VM, which costs it nothing.
 
 pub mod findings;

@@ -1,8 +1,8 @@
 //! The `gunyah` accelerator.
 //!
 //! Three incompatible generations of the driver are in the field; [`probe`] finds out which one is there, and nothing
-//! above this module knows. A start goes through [`rules`], which refuses what the hypervisor would refuse without
-//! saying why, then through [`vm`]; what the driver refuses nevertheless is put into words by [`explain`].
+//! above this module knows. A start goes through `rules`, which refuses what the hypervisor would refuse without
+//! saying why, then through `vm`; what the driver refuses nevertheless is put into words by `explain`.
 
 mod config_node;
 mod explain;
