@@ -15,8 +15,9 @@ use gvmm_plugin_api::options::Values;
 use gvmm_plugin_api::virtio::VirtioDevice;
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::host::{BackendHost, Surroundings};
 use super::server::{End, Listener, serve};
@@ -101,23 +102,23 @@ fn failed(message: impl ToString) -> Failure {
 
 /// Starts the log; the most detailed level that a plugin needs to produce.
 fn start_log(filter: &str) -> Result<u8, Failure> {
-    let parsed = EnvFilter::builder().parse(filter);
-    let parsed = parsed.map_err(|e| usage(format!("--log {filter}: {e}")))?;
-    let level = match parsed.max_level_hint() {
-        Some(LevelFilter::OFF) => 0,
+    let parsed: Targets = filter.parse().map_err(|e| usage(format!("--log {filter}: {e}")))?;
+    let levels = parsed.iter().map(|(_, level)| level).chain(parsed.default_level());
+    let level = match levels.max() {
+        None | Some(LevelFilter::OFF) => 0,
         Some(LevelFilter::ERROR) => 1,
         Some(LevelFilter::WARN) => 2,
         Some(LevelFilter::INFO) => 3,
         Some(LevelFilter::DEBUG) => 4,
-        Some(LevelFilter::TRACE) | None => 5,
+        Some(LevelFilter::TRACE) => 5,
     };
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(parsed)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .compact();
-    subscriber.try_init().map_err(|e| failed(format!("the log cannot be started: {e}")))?;
+    let log = tracing_subscriber::registry().with(parsed).with(lines);
+    log.try_init().map_err(|e| failed(format!("the log cannot be started: {e}")))?;
     Ok(level)
 }
 
