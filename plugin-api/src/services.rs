@@ -6,6 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::interrupt::Event;
 
+/// Stack of a device's thread. Rust's 2 MiB fill one huge page where those are given without asking, which then
+/// counts as a whole for the few KiB that a thread uses.
+const THREAD_STACK: usize = 512 << 10;
+
 /// The host's side of [`Services`]; implemented by whatever hosts the device. Any thread may call any method.
 pub trait HostServices: Send + Sync {
     /// The device's configuration space has changed by itself: the driver is to be told.
@@ -133,7 +137,7 @@ impl Services {
         body: impl FnOnce() -> T + Send + 'static,
     ) -> std::io::Result<std::thread::JoinHandle<Option<T>>> {
         let services = self.clone();
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        std::thread::Builder::new().name(name.to_owned()).stack_size(THREAD_STACK).spawn(move || {
             let _scope = services.scope.enter();
             match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
                 Ok(value) => Some(value),

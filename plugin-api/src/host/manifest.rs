@@ -2,12 +2,11 @@
 
 use std::fmt::Write;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use object::elf::{EM_AARCH64, EM_X86_64};
 use object::read::elf::{ElfFile64, FileHeader};
-use object::{Object, ObjectSection};
+use object::{Object, ObjectSection, ReadCache, ReadRef};
 use serde::{Deserialize, Serialize};
 
 use crate::descriptor::{API_VERSION, SECTION};
@@ -16,7 +15,7 @@ use crate::options::{KindRef, OptionError, SpecRef, Values};
 /// Largest plugin file that is read.
 const MAX_FILE: u64 = 256 << 20;
 /// Largest descriptor that is read.
-const MAX_DESCRIPTOR: usize = 1 << 20;
+const MAX_DESCRIPTOR: u64 = 1 << 20;
 
 /// Why a plugin was refused. The text names the file and the way out.
 #[derive(Debug, thiserror::Error)]
@@ -147,12 +146,11 @@ impl Manifest {
         let refused = |what: String| PluginError::NotAPlugin { path: path.to_owned(), what };
         let open = |error| PluginError::Open { path: path.to_owned(), error };
         let file = File::open(path).map_err(open)?;
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(open)?;
-        if bytes.len() as u64 > MAX_FILE {
+        if file.metadata().map_err(open)?.len() > MAX_FILE {
             return Err(refused("the file is larger than 256 MiB, which no plugin is".to_owned()));
         }
-        let json = section(&bytes).map_err(refused)?;
+        let pieces = ReadCache::new(file);
+        let json = section(&pieces).map_err(refused)?;
         let api: ApiOnly =
             serde_json::from_slice(json).map_err(|e| refused(format!("broken descriptor: {e}")))?;
         if api.api.0 != API_VERSION.0 || api.api.1 > API_VERSION.1 {
@@ -224,12 +222,12 @@ struct ApiOnly {
     api: (u16, u16),
 }
 
-/// The descriptor's bytes in an ELF file for this machine.
-fn section(bytes: &[u8]) -> Result<&[u8], String> {
-    if bytes.get(..4) != Some(b"\x7fELF") {
+/// The descriptor's bytes in an ELF file for this machine. Little more than these is read of the file.
+fn section<'data>(file: impl ReadRef<'data>) -> Result<&'data [u8], String> {
+    if file.read_bytes_at(0, 4) != Ok(b"\x7fELF") {
         return Err("not an ELF shared library; give the path of a plugin's .so file".to_owned());
     }
-    let elf = ElfFile64::<object::Endianness>::parse(bytes)
+    let elf = ElfFile64::<object::Endianness, _>::parse(file)
         .map_err(|e| format!("not a 64-bit ELF shared library: {e}"))?;
     let machine = elf.elf_header().e_machine(elf.endian());
     let ours = if cfg!(target_arch = "aarch64") { EM_AARCH64 } else { EM_X86_64 };
@@ -248,9 +246,8 @@ fn section(bytes: &[u8]) -> Result<&[u8], String> {
     let section = elf.section_by_name(SECTION).ok_or_else(|| {
         format!("no gvmm plugin: it has no {SECTION} section; a plugin is built with export_plugin!")
     })?;
-    let data = section.data().map_err(|e| format!("broken descriptor section: {e}"))?;
-    if data.len() > MAX_DESCRIPTOR {
-        return Err(format!("broken descriptor: {} bytes long", data.len()));
+    if section.size() > MAX_DESCRIPTOR {
+        return Err(format!("broken descriptor: {} bytes long", section.size()));
     }
-    Ok(data)
+    section.data().map_err(|e| format!("broken descriptor section: {e}"))
 }
