@@ -2,26 +2,29 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use gvmm_plugin_api::memory::GuestMemory;
 use gvmm_plugin_api::metrics::Metric;
 use gvmm_plugin_api::services::Services;
-use gvmm_plugin_api::tracing::info;
 use gvmm_plugin_api::virtio::{COMMON_FEATURES, QueueSetup, QueueState, VirtioDevice, VirtioTraits};
 use gvmm_plugin_api::worker::QueueWorkers;
 
 use crate::Options;
 use crate::config::{self, CONFIG_SIZE, Config, DEVICE_TYPE, WRITEBACK_OFFSET};
-use crate::disk::Disk;
-use crate::engine::{Engine, Pool, Ring};
-use crate::image::{Image, ImageError, OpenOptions, Pace, open};
+use crate::disk::{Disk, OnError};
+use crate::engine::{Choice, Engines};
+use crate::image::{Image, ImageError, OpenOptions, open};
 use crate::metrics::Metrics;
 use crate::queue::BlockQueue;
-use crate::request::Limits;
+use crate::resize::{self, ResizeWatch};
+use crate::throttle::Throttle;
 
 /// Most data buffers of a request: a request of 4 KiB pages is then just below 1 MiB.
 const MAX_SEGMENTS: u16 = 254;
+
+/// Word of the option `cache` for a disk without a write cache.
+const WRITETHROUGH: &str = "writethrough";
 
 /// Why a disk cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -45,28 +48,39 @@ pub(crate) struct BlockDevice {
     config: Config,
     features: u64,
     queue_size: u16,
+    watch_size: bool,
     services: Services,
     workers: QueueWorkers,
 }
 
 impl BlockDevice {
-    /// Opens the disk that the options name.
+    /// A device for the disk that the options name.
     pub(crate) fn new(options: &Options, services: Services) -> Result<Self, CreateError> {
+        let image = open(&OpenOptions {
+            path: options.disk.clone(),
+            readonly: options.readonly,
+            direct: options.direct,
+            lock: options.lock,
+            writethrough: options.cache == WRITETHROUGH,
+            discard: options.discard,
+            block_size: options.logical_block_size,
+        })?;
+        Self::with_image(image, options, services)
+    }
+
+    /// A device for an image, with the options that are not about opening one.
+    pub(crate) fn with_image(
+        image: Box<dyn Image>,
+        options: &Options,
+        services: Services,
+    ) -> Result<Self, CreateError> {
         let queue_size = options.queue_size;
         if !queue_size.is_power_of_two() {
             let below = 1 << queue_size.ilog2();
             return Err(CreateError::QueueSize { given: queue_size, below, above: below << 1 });
         }
         let serial = serial(options.serial.as_deref().unwrap_or_default())?;
-        let writethrough = options.cache == "writethrough";
-        let image = open(&OpenOptions {
-            path: options.disk.clone(),
-            readonly: options.readonly,
-            direct: options.direct,
-            lock: options.lock,
-            writethrough,
-            discard: options.discard,
-        })?;
+        let writethrough = options.cache == WRITETHROUGH;
         let geometry = image.geometry();
         let config = Config {
             capacity: geometry.capacity,
@@ -78,12 +92,15 @@ impl BlockDevice {
             writeback: !writethrough,
             queues: options.queues,
         };
-        let engine = Engine::from_word(&options.engine);
-        announce(engine, &*image)?;
+        let engine = Choice::from_word(&options.engine);
+        engine.check(&*image).map_err(CreateError::NoUring)?;
         let disk = Disk {
             image,
             engine,
-            limits: Limits { capacity: geometry.capacity, readonly: options.readonly },
+            capacity: AtomicU64::new(geometry.capacity),
+            readonly: options.readonly,
+            throttle: Throttle::new(options.iops, options.bandwidth),
+            on_error: if options.on_error == "stop" { OnError::Wait } else { OnError::Report },
             serial,
             durable_writes: writethrough,
             writeback: AtomicBool::new(!writethrough),
@@ -91,55 +108,18 @@ impl BlockDevice {
         };
         let features = features(options, writethrough);
         let workers = QueueWorkers::new(services.clone());
-        Ok(Self { disk: Arc::new(disk), config, features, queue_size, services, workers })
+        let watch_size = options.resize;
+        Ok(Self { disk: Arc::new(disk), config, features, queue_size, watch_size, services, workers })
     }
 
-    /// The means of doing requests for a queue.
-    fn engines(&self, setup: &QueueSetup) -> Result<(Pool, Option<Ring>), String> {
+    fn queue(&self, index: u16, setup: &QueueSetup) -> Result<BlockQueue, String> {
         let memory = GuestMemory::new(&setup.memory).map_err(|e| e.to_string())?;
-        let pool = Pool::new(self.disk.clone(), memory, self.services.clone());
-        let pool = pool.map_err(|e| format!("cannot make an eventfd: {e}"))?;
-        Ok((pool, self.ring(setup.size)?))
+        let failed = |error: std::io::Error| format!("queue {index}: {error}");
+        let engines = Engines::new(self.disk.clone(), memory, self.services.clone(), setup.size);
+        let watch = (self.watch_size && index == 0).then(|| ResizeWatch::new(self.services.clone()));
+        let watch = watch.transpose().map_err(failed)?;
+        BlockQueue::new(self.disk.clone(), engines.map_err(failed)?, watch, setup.features).map_err(failed)
     }
-
-    fn ring(&self, queue_size: u16) -> Result<Option<Ring>, String> {
-        let Disk { image, engine, .. } = &*self.disk;
-        let (Engine::Auto | Engine::Uring, Some(file)) = (engine, image.file()) else { return Ok(None) };
-        if image.pace() == Pace::Memory {
-            return Ok(None);
-        }
-        match Ring::new(file, queue_size) {
-            Ok(ring) => Ok(Some(ring)),
-            Err(error) if *engine == Engine::Uring => Err(format!("cannot set up io_uring: {error}")),
-            Err(_) => Ok(None),
-        }
-    }
-}
-
-/// Finds out who will wait for the disk and logs it.
-fn announce(engine: Engine, image: &dyn Image) -> Result<(), CreateError> {
-    let probed = match (engine, image.file()) {
-        (Engine::Sync, _) => {
-            info!("each queue does one request at a time");
-            return Ok(());
-        }
-        (_, _) if image.pace() == Pace::Memory => {
-            info!("the disk is in memory: nothing waits for it");
-            return Ok(());
-        }
-        (Engine::Uring, None) => Err(std::io::Error::from(std::io::ErrorKind::Unsupported)),
-        (Engine::Threads, _) | (_, None) => {
-            info!("threads wait for the disk");
-            return Ok(());
-        }
-        (Engine::Auto | Engine::Uring, Some(file)) => Ring::new(file, 4),
-    };
-    match probed {
-        Ok(_) => info!("io_uring waits for the disk"),
-        Err(error) if engine == Engine::Uring => return Err(CreateError::NoUring(error)),
-        Err(error) => info!("threads wait for the disk: no io_uring here ({error})"),
-    }
-    Ok(())
 }
 
 fn serial(text: &str) -> Result<[u8; 20], CreateError> {
@@ -181,7 +161,8 @@ impl VirtioDevice for BlockDevice {
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {
         let writeback = self.disk.writeback.load(Ordering::Relaxed);
-        let bytes = Config { writeback, ..self.config }.to_bytes();
+        let capacity = self.disk.capacity.load(Ordering::Relaxed);
+        let bytes = Config { writeback, capacity, ..self.config }.to_bytes();
         let fields = bytes.get(offset as usize..).unwrap_or_default();
         data.iter_mut().zip(fields).for_each(|(byte, field)| *byte = *field);
     }
@@ -196,8 +177,7 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
-        let (pool, ring) = self.engines(&setup)?;
-        let queue = BlockQueue::new(self.disk.clone(), pool, ring, setup.features);
+        let queue = self.queue(index, &setup)?;
         self.workers.start(index, setup, queue)
     }
 
@@ -207,6 +187,9 @@ impl VirtioDevice for BlockDevice {
 
     fn reset(&self) {
         self.disk.writeback.store(self.config.writeback, Ordering::Relaxed);
+        if self.watch_size {
+            resize::update(&self.disk);
+        }
     }
 
     fn metrics(&self) -> Vec<Metric> {

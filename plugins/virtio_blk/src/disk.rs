@@ -1,26 +1,41 @@
 //! What all queues of a disk share, and how a request is done by the calling thread.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use gvmm_plugin_api::memory::{GuestMemory, MemoryError};
 use gvmm_plugin_api::queue::{Chain, total_len};
 use gvmm_plugin_api::tracing::{debug, warn};
 
-use crate::engine::Engine;
+use crate::engine::Choice;
 use crate::image::Image;
 use crate::metrics::Metrics;
 use crate::request::{Limits, Operation, Segments};
+use crate::throttle::Throttle;
+
+/// What a failure of the host means for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnError {
+    /// The request fails.
+    Report,
+    /// The request is tried again until it succeeds.
+    Wait,
+}
 
 /// A disk with its guest-visible state.
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) image: Box<dyn Image>,
-    pub(crate) limits: Limits,
+    /// Size in bytes that the guest sees.
+    pub(crate) capacity: AtomicU64,
+    pub(crate) readonly: bool,
     /// What the driver reads as the disk's id, padded with zeros.
     pub(crate) serial: [u8; 20],
     /// Who waits for the image.
-    pub(crate) engine: Engine,
+    pub(crate) engine: Choice,
+    pub(crate) throttle: Option<Throttle>,
+    pub(crate) on_error: OnError,
     /// Whether the image itself makes every write durable.
     pub(crate) durable_writes: bool,
     /// The driver's choice: writes are durable only once flushed.
@@ -29,6 +44,11 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    /// What requests are checked against at this moment.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { capacity: self.capacity.load(Ordering::Relaxed), readonly: self.readonly }
+    }
+
     /// Does a request and waits for it; the number of bytes written to the data buffers.
     ///
     /// `through`: a write must be durable when this returns.
@@ -103,6 +123,18 @@ impl Disk {
         } else {
             debug!("{operation} failed: {error}");
         }
+    }
+
+    /// Whether a request that failed is to be tried again until the host has recovered.
+    ///
+    /// A flush is not: the kernel reports lost writes once, so that trying again would only hide the loss.
+    pub(crate) fn waits_for_recovery(&self, operation: &Operation, error: &MemoryError) -> bool {
+        let host = |error: &io::Error| {
+            matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EIO | libc::ENOMEM))
+        };
+        self.on_error == OnError::Wait
+            && !matches!(operation, Operation::Flush)
+            && matches!(error, MemoryError::Io(error) if host(error))
     }
 
     /// Whether a write must be durable when it is completed (virtio 1.2, 5.2.6.2): the driver has no flush, or has

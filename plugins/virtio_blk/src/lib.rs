@@ -5,6 +5,7 @@
 //! - [`request`]: what a descriptor chain asks for, checked before anything is done.
 //! - [`disk`]: what all queues share, and how a request is done.
 //! - [`queue`]: serves the requests of one queue on its own thread, with the help of [`engine`] for those that wait.
+//! - [`throttle`], [`resize`]: limits on the rate of requests, and disks that change their size in use.
 //! - [`device`]: puts these together behind the plugin interface.
 #![deny(unsafe_code)]
 
@@ -13,13 +14,17 @@ mod device;
 mod disk;
 mod engine;
 #[cfg(test)]
+mod failure_test;
+#[cfg(test)]
 mod hostile_test;
 mod image;
 mod metrics;
 mod queue;
 mod request;
+mod resize;
 #[cfg(test)]
 mod testing;
+mod throttle;
 
 use std::path::PathBuf;
 
@@ -50,6 +55,17 @@ gvmm_plugin_api::options! {
         /// Who waits for the disk while the queue goes on: the kernel (io_uring), threads, or nobody, so that a queue
         /// does one request at a time (sync). auto is io_uring where the kernel allows it and else threads.
         pub engine: String = with_default("engine", "auto", OptionKind::Choice(&["auto", "io_uring", "threads", "sync"])),
+        /// Most requests a second.
+        pub iops: Option<u64> = optional("iops", OptionKind::Integer { min: 1, max: 1_000_000_000 }),
+        /// Most bytes a second.
+        pub bandwidth: Option<u64> = optional("bandwidth", OptionKind::Size { min: 4096, max: 1 << 50 }),
+        /// When the host's disk is full or fails: tell the guest, whose request then fails (report), or keep the guest
+        /// waiting and try again every second (stop).
+        pub on_error: String = with_default("on-error", "report", OptionKind::Choice(&["report", "stop"])),
+        /// Size of a sector that the guest sees; what the disk itself wants when left out.
+        pub logical_block_size: Option<u32> = optional("logical-block-size", OptionKind::Choice(&["512", "4096"])),
+        /// Watch for a disk that grows or shrinks, and tell the guest.
+        pub resize: bool = with_default("resize", "on", OptionKind::Flag),
         /// Lock the disk against a second writer; off lets several programs share it, which only read-only disks and
         /// cluster file systems survive.
         pub lock: bool = with_default("lock", "on", OptionKind::Flag),

@@ -2,17 +2,20 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use gvmm_plugin_api::memory::GuestMemory;
 use gvmm_plugin_api::queue::{Chain, QueueError, VirtQueue};
 use gvmm_plugin_api::worker::{QueueHandler, Watch};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::disk::Disk;
-use crate::engine::{Done, Engine, Job, Outcome, Pool, Ring};
+use crate::engine::{Choice, Done, Engines, Job};
 use crate::image::Pace;
 use crate::request::{Operation, Status, parse};
+use crate::resize::ResizeWatch;
 
 /// Completed requests after which the driver is interrupted while more are waiting.
 const BATCH: u32 = 16;
@@ -21,14 +24,23 @@ const BATCH: u32 = 16;
 #[derive(Debug)]
 pub(crate) struct BlockQueue {
     disk: Arc<Disk>,
-    pool: Pool,
-    ring: Option<Ring>,
+    engines: Engines,
+    /// Rings when requests that were left in the queue for their rate may be taken; there if there is a limit.
+    throttle_timer: Option<TimerFd>,
+    /// On one queue of the disk.
+    resize: Option<ResizeWatch>,
     /// Features that the driver accepted.
     features: u64,
     /// Requests completed since the driver was last interrupted.
     unsignalled: u32,
-    /// Empty between calls; kept for its memory.
-    done: Vec<Done>,
+}
+
+/// What the queue's thread waits for beside the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Throttle,
+    Resize,
+    Engines,
 }
 
 /// Who does a request.
@@ -38,29 +50,31 @@ enum Route {
     Here,
     /// The queue's thread if the page cache has the data, else as for `Ring`.
     Cache,
-    /// The kernel where there is a ring, else a thread of the pool.
+    /// The kernel where there is a ring, else a thread.
     Ring,
-    /// A thread of the pool.
+    /// A thread.
     Pool,
 }
 
 impl BlockQueue {
-    pub(crate) fn new(disk: Arc<Disk>, pool: Pool, ring: Option<Ring>, features: u64) -> Self {
-        Self { disk, pool, ring, features, unsignalled: 0, done: Vec::new() }
-    }
-
-    fn in_flight(&self) -> usize {
-        self.pool.in_flight() + self.ring.as_ref().map_or(0, Ring::in_flight)
+    pub(crate) fn new(
+        disk: Arc<Disk>,
+        engines: Engines,
+        resize: Option<ResizeWatch>,
+        features: u64,
+    ) -> io::Result<Self> {
+        let throttle_timer = disk.throttle.as_ref().map(|_| timer()).transpose()?;
+        Ok(Self { disk, engines, throttle_timer, resize, features, unsignalled: 0 })
     }
 
     /// Whether as many requests are in flight as the queue has entries; a hostile driver makes more available.
     fn is_full(&self, queue: &VirtQueue) -> bool {
-        self.in_flight() >= usize::from(queue.size())
+        self.engines.in_flight() >= usize::from(queue.size())
     }
 
     fn route(&self, job: &Job) -> Route {
         let Disk { image, engine, .. } = &*self.disk;
-        if *engine == Engine::Sync {
+        if *engine == Choice::Sync {
             return Route::Here;
         }
         match (&job.request.operation, image.pace()) {
@@ -80,34 +94,32 @@ impl BlockQueue {
 
     /// Begins a request, and completes it if it is done at once.
     fn begin(&mut self, queue: &mut VirtQueue, mut chain: Chain) -> Result<(), QueueError> {
-        let request = parse(&mut chain, queue.memory(), &self.disk.limits)?;
+        let request = parse(&mut chain, queue.memory(), &self.disk.limits())?;
+        if let Some(throttle) = &self.disk.throttle {
+            throttle.charge(Instant::now(), request.operation.bytes());
+        }
         let through = self.disk.writes_through(self.features);
         let job = Job { chain, request, through };
-        let route = self.route(&job);
-        let result = match (route, &job.request.operation) {
-            (Route::Here, operation) => self.disk.execute(operation, &job.chain, queue.memory(), through),
+        let memory = queue.memory();
+        let result = match (self.route(&job), &job.request.operation) {
+            (Route::Here, operation) => self.disk.execute(operation, &job.chain, memory, through),
             (Route::Cache, Operation::Read(extent)) => {
-                let read = self.disk.image.read_now(queue.memory(), job.chain.writable(), extent.offset);
-                match read {
+                match self.disk.image.read_now(memory, job.chain.writable(), extent.offset) {
                     Ok(true) => Ok(extent.len),
-                    Ok(false) => return self.hand_over(job, Route::Ring, queue.memory()),
+                    Ok(false) => return Ok(self.engines.hand_to_ring(job, memory)?),
                     Err(error) => Err(error),
                 }
             }
-            (route, _) => return self.hand_over(job, route, queue.memory()),
+            (Route::Pool, _) => return Ok(self.engines.hand_to_pool(job)?),
+            (Route::Ring | Route::Cache, _) => return Ok(self.engines.hand_to_ring(job, memory)?),
         };
-        self.complete(queue, Done { job, result })
-    }
-
-    /// Has a request done by the ring or a thread.
-    fn hand_over(&mut self, mut job: Job, route: Route, memory: &GuestMemory) -> Result<(), QueueError> {
-        if let (Route::Ring, Some(ring)) = (route, &mut self.ring) {
-            match ring.prepare(job, memory) {
-                Ok(()) => return Ok(()),
-                Err(refused) => job = refused,
+        match &result {
+            // A thread can wait until it works.
+            Err(error) if self.disk.waits_for_recovery(&job.request.operation, error) => {
+                Ok(self.engines.hand_to_pool(job)?)
             }
+            _ => self.complete(queue, Done { job, result }),
         }
-        Ok(self.pool.submit(job)?)
     }
 
     /// Tells the driver that a request is done.
@@ -139,39 +151,36 @@ impl BlockQueue {
         Ok(())
     }
 
-    /// Completes what the ring and the threads have done.
+    fn watched(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
+        let throttle = self.throttle_timer.iter().map(|timer| (Source::Throttle, timer.as_fd()));
+        let resize = self.resize.iter().map(|watch| (Source::Resize, watch.as_fd()));
+        let engines = self.engines.sources().map(|fd| (Source::Engines, fd));
+        throttle.chain(resize).chain(engines)
+    }
+
+    /// Completes what the engines have done.
     fn collect(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
-        while let Some(outcome) = self.ring.as_mut().and_then(Ring::take) {
-            match outcome {
-                Outcome::Done(job) => {
-                    let read = match &job.request.operation {
-                        Operation::Read(extent) => extent.len,
-                        _ => 0,
-                    };
-                    self.complete(queue, Done { job, result: Ok(read) })?;
-                }
-                Outcome::FlushFailed(job, error) => {
-                    self.disk.image.note_flush_failure(error);
-                    let result = Err(io::Error::from_raw_os_error(error).into());
-                    self.complete(queue, Done { job, result })?;
-                }
-                Outcome::Again(job) => self.pool.submit(job)?,
-            }
-        }
-        if self.pool.in_flight() > 0 {
-            let mut done = std::mem::take(&mut self.done);
-            self.pool.take_done(&mut done);
-            for one in done.drain(..) {
-                self.complete(queue, one)?;
-            }
-            self.done = done;
+        while let Some(done) = self.engines.next_done()? {
+            self.complete(queue, done)?;
         }
         Ok(())
     }
 
-    fn submit(&mut self) -> io::Result<()> {
-        self.ring.as_mut().map_or(Ok(()), Ring::submit)
+    /// Whether the next request has to wait for its rate; the timer then rings when it may be taken.
+    fn is_throttled(&self) -> Result<bool, QueueError> {
+        let (Some(throttle), Some(timer)) = (&self.disk.throttle, &self.throttle_timer) else {
+            return Ok(false);
+        };
+        let Some(delay) = throttle.delay(Instant::now()) else { return Ok(false) };
+        // A timer set to zero would never ring.
+        let delay = Expiration::OneShot(TimeSpec::from_duration(delay.max(Duration::from_nanos(1))));
+        timer.set(delay, TimerSetTimeFlags::empty()).map_err(io::Error::from)?;
+        Ok(true)
     }
+}
+
+fn timer() -> io::Result<TimerFd> {
+    Ok(TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?)
 }
 
 impl QueueHandler for BlockQueue {
@@ -180,14 +189,15 @@ impl QueueHandler for BlockQueue {
         let mut left = queue.size();
         loop {
             while left > 0 && !self.is_full(queue) {
-                let Some(chain) = queue.pop()? else {
+                let next = if self.is_throttled()? { None } else { queue.pop()? };
+                let Some(chain) = next else {
                     left = 0;
                     break;
                 };
                 self.begin(queue, chain)?;
                 left -= 1;
             }
-            self.submit()?;
+            self.engines.submit()?;
             self.collect(queue)?;
             if left == 0 || self.is_full(queue) {
                 break;
@@ -199,15 +209,31 @@ impl QueueHandler for BlockQueue {
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        std::iter::once(self.pool.source()).chain(self.ring.as_ref().map(Ring::source)).collect()
+        self.watched().map(|(_, fd)| fd).collect()
     }
 
-    fn ready(&mut self, _source: usize, queue: &mut VirtQueue) -> Result<Watch, QueueError> {
-        let full = self.is_full(queue);
-        self.submit()?;
-        self.collect(queue)?;
-        if full {
-            // Requests may have been left in the queue for which there is no kick.
+    fn ready(&mut self, source: usize, queue: &mut VirtQueue) -> Result<Watch, QueueError> {
+        // Requests may have been left in the queue for which there will be no kick.
+        let mut left = self.is_full(queue);
+        let source = self.watched().nth(source).map(|(source, _)| source);
+        match source {
+            Some(Source::Throttle) => {
+                if let Some(timer) = &self.throttle_timer {
+                    timer.unset().map_err(io::Error::from)?;
+                }
+                left = true;
+            }
+            Some(Source::Resize) => {
+                if let Some(watch) = &self.resize {
+                    watch.look(&self.disk);
+                }
+            }
+            Some(Source::Engines) | None => {
+                self.engines.submit()?;
+                self.collect(queue)?;
+            }
+        }
+        if left {
             self.process(queue)?;
         }
         self.unsignalled = 0;
@@ -215,11 +241,8 @@ impl QueueHandler for BlockQueue {
     }
 
     fn stopping(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
-        while self.in_flight() > 0 {
-            match &mut self.ring {
-                Some(ring) if ring.in_flight() > 0 => ring.wait()?,
-                _ => self.pool.wait(),
-            }
+        while self.engines.in_flight() > 0 {
+            self.engines.wait()?;
             self.collect(queue)?;
         }
         Ok(())

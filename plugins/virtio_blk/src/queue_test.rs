@@ -302,3 +302,12 @@ fn a_write_cache_switched_off_writes_through_threads() {
     assert_eq!(machine.range_request(13, &[(8, 8, 0)]), 0);
     assert_eq!(disk.content(), [[9; 4096], [0; 4096]].concat());
 }
+
+#[test]
+fn requests_beyond_their_rate_are_delayed_and_none_is_forgotten() {
+    let disk = TestDisk::new(&pattern(8192));
+    let mut machine = disk.start(&[("iops", "100"), ("bandwidth", "1M")]);
+    for _ in 0..30 {
+        assert_eq!(machine.read(0, 8192), Ok(pattern(8192)));
+    }
+}

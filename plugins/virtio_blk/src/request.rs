@@ -182,6 +182,16 @@ fn read_u64(bytes: &[u8], at: usize) -> u64 {
     bytes[at..].iter().take(8).rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
+impl Operation {
+    /// Bytes that move between the guest and the disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Self::Read(extent) | Self::Write(extent) => extent.len,
+            _ => 0,
+        }
+    }
+}
+
 impl std::fmt::Display for Operation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

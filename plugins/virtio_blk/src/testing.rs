@@ -12,6 +12,8 @@ use gvmm_plugin_api::virtio::VirtioDevice;
 use tempfile::TempDir;
 
 use crate::Options;
+use crate::device::BlockDevice;
+use crate::image::Image;
 
 /// Guest address of the header.
 pub(crate) const HEADER: u64 = VirtioHarness::DATA;
@@ -60,16 +62,20 @@ impl TestDisk {
         fs::read(self.path()).unwrap()
     }
 
+    fn options(&self, options: &[(&str, &str)]) -> Result<Options, String> {
+        let path = self.path().into_os_string().into_string().unwrap();
+        let given = [("disk", path.as_str())].into_iter().chain(options.iter().copied());
+        let values = Values::check(Options::SPECS, given).map_err(|e| e.to_string())?;
+        Ok(Options::from_values(&values).unwrap())
+    }
+
     /// The device with further options.
     pub(crate) fn device(
         &self,
         host: &Arc<FakeHost>,
         options: &[(&str, &str)],
     ) -> Result<Arc<dyn VirtioDevice>, String> {
-        let path = self.path().into_os_string().into_string().unwrap();
-        let given = [("disk", path.as_str())].into_iter().chain(options.iter().copied());
-        let values = Values::check(Options::SPECS, given).map_err(|e| e.to_string())?;
-        match crate::create(Options::from_values(&values).unwrap(), host.services())? {
+        match crate::create(self.options(options)?, host.services())? {
             Device::Virtio(device) => Ok(device),
             Device::Mmio(_) => panic!("a disk is a virtio device"),
         }
@@ -84,13 +90,25 @@ impl TestDisk {
     pub(crate) fn start_with(&self, options: &[(&str, &str)], features: u64) -> Machine {
         let host = Arc::new(FakeHost::default());
         let device = self.device(&host, options).unwrap();
-        let mut harness = VirtioHarness::new(device.clone(), features);
-        let queue = harness.start(0, 64);
-        Machine { host, device, harness, queue }
+        Machine::new(host, device, features)
+    }
+
+    /// A device with another image in place of the file.
+    pub(crate) fn start_image(&self, image: impl Image + 'static, options: &[(&str, &str)]) -> Machine {
+        let host = Arc::new(FakeHost::default());
+        let options = self.options(options).unwrap();
+        let device = BlockDevice::with_image(Box::new(image), &options, host.services()).unwrap();
+        Machine::new(host, Arc::new(device), u64::MAX)
     }
 }
 
 impl Machine {
+    fn new(host: Arc<FakeHost>, device: Arc<dyn VirtioDevice>, features: u64) -> Self {
+        let mut harness = VirtioHarness::new(device.clone(), features);
+        let queue = harness.start(0, 64);
+        Self { host, device, harness, queue }
+    }
+
     /// A request in the usual cut: header, data, status.
     pub(crate) fn request(&mut self, kind: u32, sector: u64, data: Buffer) -> Answer {
         self.write_header(kind, sector);

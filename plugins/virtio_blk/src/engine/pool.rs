@@ -7,20 +7,24 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use gvmm_plugin_api::interrupt::Event;
-use gvmm_plugin_api::memory::GuestMemory;
+use gvmm_plugin_api::memory::{GuestMemory, MemoryError};
 use gvmm_plugin_api::services::Services;
+use gvmm_plugin_api::tracing::{error, info};
 
 use super::{Done, Job};
 use crate::disk::Disk;
 
 /// Most threads of a queue: what a solid-state disk needs to be busy.
 const MAX_THREADS: usize = 16;
+/// Time between two attempts at a request that waits for the host to recover.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The threads of one queue. Dropping it waits for what they are at; what they have not begun is dropped.
 #[derive(Debug)]
-pub(crate) struct Pool {
+pub(super) struct Pool {
     shared: Arc<Shared>,
     services: Services,
     threads: Vec<JoinHandle<Option<()>>>,
@@ -33,7 +37,7 @@ struct Shared {
     disk: Arc<Disk>,
     memory: GuestMemory,
     state: Mutex<State>,
-    /// There is work, or the pool is closed.
+    /// There is work, or there is no more patience.
     work: Condvar,
     /// Something was done: for whoever polls, and for whoever waits for nothing else.
     done: Event,
@@ -46,11 +50,13 @@ struct State {
     done: Vec<Done>,
     /// Threads that wait for work.
     idle: usize,
+    /// Whether requests that fail have failed, whatever the user wants done about it.
+    impatient: bool,
     closed: bool,
 }
 
 impl Pool {
-    pub(crate) fn new(disk: Arc<Disk>, memory: GuestMemory, services: Services) -> io::Result<Self> {
+    pub(super) fn new(disk: Arc<Disk>, memory: GuestMemory, services: Services) -> io::Result<Self> {
         let (state, done) = (Mutex::default(), Event::new()?);
         let (work, finished) = (Condvar::new(), Condvar::new());
         let shared = Arc::new(Shared { disk, memory, state, work, done, finished });
@@ -58,7 +64,7 @@ impl Pool {
     }
 
     /// Hands a request in.
-    pub(crate) fn submit(&mut self, job: Job) -> io::Result<()> {
+    pub(super) fn submit(&mut self, job: Job) -> io::Result<()> {
         let mut state = self.shared.lock();
         state.waiting.push_back(job);
         self.in_flight += 1;
@@ -79,25 +85,27 @@ impl Pool {
     }
 
     /// Requests handed in and not taken out.
-    pub(crate) fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }
 
     /// Readable when something was done.
-    pub(crate) fn source(&self) -> BorrowedFd<'_> {
+    pub(super) fn source(&self) -> BorrowedFd<'_> {
         self.shared.done.as_fd()
     }
 
-    /// Waits until something was done.
-    pub(crate) fn wait(&self) {
+    /// Waits until something was done; what waits for the host to recover fails now.
+    pub(super) fn wait(&self) {
         let mut state = self.shared.lock();
+        state.impatient = true;
+        self.shared.work.notify_all();
         while state.done.is_empty() && self.in_flight > 0 {
             state = self.shared.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Takes out what was done: swaps it with an empty list.
-    pub(crate) fn take_done(&mut self, done: &mut Vec<Done>) {
+    /// Takes out what was done, in exchange for an empty list.
+    pub(super) fn take_done(&mut self, done: &mut Vec<Done>) {
         self.shared.done.take();
         std::mem::swap(done, &mut self.shared.lock().done);
         self.in_flight -= done.len();
@@ -108,6 +116,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.closed = true;
+        state.impatient = true;
         state.waiting.clear();
         drop(state);
         self.shared.work.notify_all();
@@ -125,11 +134,7 @@ impl Shared {
 
     fn run(&self) {
         while let Some(job) = self.next() {
-            let operation = &job.request.operation;
-            let done = catch_unwind(AssertUnwindSafe(|| {
-                self.disk.execute(operation, &job.chain, &self.memory, job.through)
-            }));
-            let result = done.unwrap_or_else(|_| Err(io::Error::other("the disk's code panicked").into()));
+            let result = self.insist(&job);
             let mut state = self.lock();
             state.done.push(Done { job, result });
             let first = state.done.len() == 1;
@@ -154,5 +159,44 @@ impl Shared {
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.idle -= 1;
         }
+    }
+
+    /// Does a request, again and again if the user wants the guest to wait for the host to recover.
+    fn insist(&self, job: &Job) -> Result<u64, MemoryError> {
+        let operation = &job.request.operation;
+        let mut told = false;
+        loop {
+            let result = self.execute(job);
+            match &result {
+                Err(failure) if self.disk.waits_for_recovery(operation, failure) => {
+                    if !std::mem::replace(&mut told, true) {
+                        error!(
+                            "{operation} failed: {failure}; the guest waits, it is tried again every second"
+                        );
+                    }
+                    if self.pause() {
+                        return result;
+                    }
+                }
+                Ok(_) if told => {
+                    info!("{operation} succeeded at last");
+                    return result;
+                }
+                _ => return result,
+            }
+        }
+    }
+
+    fn execute(&self, job: &Job) -> Result<u64, MemoryError> {
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            self.disk.execute(&job.request.operation, &job.chain, &self.memory, job.through)
+        }));
+        done.unwrap_or_else(|_| Err(io::Error::other("the disk's code panicked").into()))
+    }
+
+    /// Waits before the next attempt; whether there is to be none.
+    fn pause(&self) -> bool {
+        let waited = self.work.wait_timeout_while(self.lock(), RETRY, |state| !state.impatient);
+        waited.unwrap_or_else(PoisonError::into_inner).0.impatient
     }
 }

@@ -14,8 +14,9 @@ use crate::request::{Extent, Operation};
 const MAX_ENTRIES: u16 = 1024;
 /// Most vectors of one entry: `UIO_MAXIOV` of Linux.
 const MAX_VECTORS: usize = 1024;
+
 /// The ring of one queue. Dropping it waits for what is in flight.
-pub(crate) struct Ring {
+pub(super) struct Ring {
     ring: IoUring,
     // Not registered with the ring: a ring lets go of registered files, and so of the image's lock, only some time
     // after it was closed.
@@ -34,7 +35,7 @@ struct Slot {
 
 /// A request that came back from the ring.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(super) enum Outcome {
     /// All of it was done.
     Done(Job),
     /// The flush failed with this error number.
@@ -56,7 +57,7 @@ impl std::fmt::Debug for Ring {
 
 impl Ring {
     /// A ring for an image and a queue of so many entries.
-    pub(crate) fn new(image: BorrowedFd<'_>, queue_size: u16) -> io::Result<Self> {
+    pub(super) fn new(image: BorrowedFd<'_>, queue_size: u16) -> io::Result<Self> {
         let entries = queue_size.min(MAX_ENTRIES);
         // Since Linux 5.19 completions can wait for the queue's next system call instead of interrupting it.
         let ring = IoUring::builder().setup_coop_taskrun().build(entries.into());
@@ -66,13 +67,13 @@ impl Ring {
     }
 
     /// Readable when something has come back.
-    pub(crate) fn source(&self) -> BorrowedFd<'_> {
+    pub(super) fn source(&self) -> BorrowedFd<'_> {
         // SAFETY: the ring owns the descriptor and is borrowed as long as this is.
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
     }
 
     /// Requests handed in that have not come back.
-    pub(crate) fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
@@ -80,7 +81,7 @@ impl Ring {
     ///
     /// The memory must stay mapped until the request has come back or the ring is gone, which is what a queue is
     /// promised from its start to its stop.
-    pub(crate) fn prepare(&mut self, job: Job, memory: &GuestMemory) -> Result<(), Job> {
+    pub(super) fn prepare(&mut self, job: Job, memory: &GuestMemory) -> Result<(), Job> {
         let Some(&free) = self.free.last() else { return Err(job) };
         let slot = &mut self.slots[usize::from(free)];
         let Some(entry) = slot.entry(types::Fd(self.image.as_raw_fd()), &job, memory) else {
@@ -98,7 +99,7 @@ impl Ring {
     }
 
     /// Hands everything that is prepared to the kernel; what it cannot take now, when called again.
-    pub(crate) fn submit(&mut self) -> io::Result<()> {
+    pub(super) fn submit(&mut self) -> io::Result<()> {
         let mut prepared = self.ring.submission().len();
         while prepared > 0 {
             match self.ring.submit() {
@@ -113,7 +114,7 @@ impl Ring {
     }
 
     /// Waits until something has come back.
-    pub(crate) fn wait(&mut self) -> io::Result<()> {
+    pub(super) fn wait(&mut self) -> io::Result<()> {
         match self.ring.submit_and_wait(1) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted || busy(&error) => Ok(()),
             other => other.map(|_| ()),
@@ -121,7 +122,7 @@ impl Ring {
     }
 
     /// Takes a request that has come back.
-    pub(crate) fn take(&mut self) -> Option<Outcome> {
+    pub(super) fn take(&mut self) -> Option<Outcome> {
         let entry = self.ring.completion().next()?;
         // User data are the numbers of slots, and those are 16 bits wide.
         let number = entry.user_data() as u16;

@@ -14,12 +14,26 @@ const BUFFER_SIZE: usize = 64 << 10;
 /// Alignment of the buffer's start; no device in use wants more.
 const BUFFER_ALIGN: usize = 4096;
 
-/// The smallest unit of offsets and lengths that direct I/O on the file takes; `None` when it takes none.
-pub(super) fn unit(file: &File) -> io::Result<Option<u32>> {
+/// What a first read of a file shows.
+#[derive(Debug)]
+pub(super) struct Probe {
+    /// The smallest unit of offsets and lengths that the file takes, in bytes: more than a sector only for direct I/O.
+    pub(super) unit: u32,
+    /// The first bytes; zeros where the file is shorter.
+    pub(super) start: [u8; 8],
+}
+
+/// Reads the first sector of a file; `None` when direct I/O on it takes no unit at all.
+pub(super) fn probe(file: &File) -> io::Result<Option<Probe>> {
     let mut buffer = AlignedBuffer::new();
-    for unit in [512, 1024, 2048, 4096] {
-        match pread(file.as_fd(), &mut buffer.bytes()[..unit], 0) {
-            Ok(_) => return Ok(u32::try_from(unit).ok()),
+    for unit in [512_u16, 1024, 2048, 4096] {
+        let bytes = &mut buffer.bytes()[..unit.into()];
+        match pread(file.as_fd(), bytes, 0) {
+            Ok(_) => {
+                let mut start = [0; 8];
+                start.copy_from_slice(&bytes[..8]);
+                return Ok(Some(Probe { unit: unit.into(), start }));
+            }
             Err(Errno::EINVAL) => {}
             Err(error) => return Err(error.into()),
         }

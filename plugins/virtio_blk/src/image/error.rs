@@ -34,6 +34,12 @@ pub(crate) enum ImageError {
     #[error("disk {}: its file system offers no direct I/O; leave out direct=on", .path.display())]
     NoDirect { path: PathBuf },
     #[error(
+        "option 'logical-block-size': disk {} needs blocks of at least {least} bytes, not {asked}; \
+         leave the option out",
+        .path.display()
+    )]
+    BlockSize { path: PathBuf, asked: u32, least: u32 },
+    #[error(
         "disk {} has {size} bytes, which is not a multiple of its block size of {block_size}; \
          extend it with: truncate -s %{block_size} {}",
         .path.display(), .path.display()

@@ -7,6 +7,7 @@ mod lock;
 mod open;
 mod raw;
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use gvmm_plugin_api::memory::{GuestMemory, GuestRange, MemoryError};
@@ -19,6 +20,9 @@ pub(crate) trait Image: Send + Sync + std::fmt::Debug {
     /// What the disk is like.
     fn geometry(&self) -> Geometry;
 
+    /// Looks anew how large the disk is: its capacity by now.
+    fn look_at_size(&self) -> io::Result<u64>;
+
     /// Reads into guest ranges, all of them.
     fn read(&self, memory: &GuestMemory, ranges: &[GuestRange], offset: u64) -> Result<(), MemoryError>;
 
@@ -30,7 +34,7 @@ pub(crate) trait Image: Send + Sync + std::fmt::Debug {
     fn write(&self, memory: &GuestMemory, ranges: &[GuestRange], offset: u64) -> Result<(), MemoryError>;
 
     /// Makes every completed write durable.
-    fn flush(&self) -> std::io::Result<()>;
+    fn flush(&self) -> io::Result<()>;
 
     /// The file whose bytes are the disk's bytes, if there is one: others may then read, write and sync it.
     fn file(&self) -> Option<BorrowedFd<'_>>;
@@ -46,10 +50,10 @@ pub(crate) trait Image: Send + Sync + std::fmt::Debug {
 
     /// Gives the space of a range back to the host; what it reads as afterwards is open. A disk that cannot do it
     /// leaves the range as it is.
-    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()>;
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
     /// Makes a range read as zero; its space may be given back when `unmap` is set.
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> std::io::Result<()>;
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
 }
 
 /// How long operations of a disk take, as far as it is known beforehand.

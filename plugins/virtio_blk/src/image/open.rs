@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use gvmm_plugin_api::tracing::warn;
@@ -27,6 +27,8 @@ pub(crate) struct OpenOptions {
     pub(crate) writethrough: bool,
     /// Give discarded space back.
     pub(crate) discard: bool,
+    /// Logical block size in bytes, a power of two from 512 to 4096; what the disk wants when it is left open.
+    pub(crate) block_size: Option<u32>,
 }
 
 /// Opens a disk.
@@ -42,16 +44,16 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Box<dyn Image>, ImageError> 
     if size == 0 {
         return Err(ImageError::Empty { path: path.to_owned() });
     }
-    let unit = if options.direct {
-        let unit = direct::unit(&file).map_err(failed("read it"))?;
-        unit.ok_or_else(|| ImageError::NoDirect { path: path.to_owned() })?
-    } else {
-        refuse_other_formats(&file, path)?;
-        SECTOR_SIZE as u32
-    };
+    let probe = direct::probe(&file).map_err(failed("read it"))?;
+    let probe = probe.ok_or_else(|| ImageError::NoDirect { path: path.to_owned() })?;
+    refuse_other_formats(&probe.start, path)?;
     let metadata = file.metadata().map_err(failed("look at it"))?;
     let limits = if block_device { BlockLimits::of(metadata.rdev()) } else { BlockLimits::default() };
-    let block_size = limits.logical_block_size.unwrap_or(SECTOR_SIZE as u32).max(unit);
+    let least = limits.logical_block_size.unwrap_or(SECTOR_SIZE as u32).max(probe.unit);
+    let block_size = options.block_size.unwrap_or(least);
+    if block_size < least {
+        return Err(ImageError::BlockSize { path: path.to_owned(), asked: block_size, least });
+    }
     let preferred = u32::try_from(metadata.blksize()).unwrap_or(0).clamp(SECTOR_SIZE as u32, 4096);
     let geometry = Geometry {
         capacity: capacity(path, size, block_size)?,
@@ -62,21 +64,28 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Box<dyn Image>, ImageError> 
     Ok(Box::new(RawImage::new(file, size, geometry, options)))
 }
 
-/// The size that the guest sees: a last sector that the file fills in part only is shown in full, padded with zeros.
+/// The size that the guest sees at first.
 fn capacity(path: &Path, size: u64, block_size: u32) -> Result<u64, ImageError> {
-    let block = u64::from(block_size);
-    if size.is_multiple_of(block) {
-        return Ok(size);
-    }
-    if block != SECTOR_SIZE {
+    let capacity = visible_size(size, block_size);
+    if capacity < size {
         return Err(ImageError::Unaligned { path: path.to_owned(), size, block_size });
     }
-    let capacity = size.next_multiple_of(block);
-    let path = path.display();
-    warn!(
-        "disk {path} has {size} bytes, not a multiple of {block}; the guest sees {capacity}, the rest reads as zero"
-    );
+    if capacity > size {
+        let path = path.display();
+        warn!(
+            "disk {path} has {size} bytes, not a multiple of 512; the guest sees {capacity}, the rest reads as zero"
+        );
+    }
     Ok(capacity)
+}
+
+/// The part of a file that is whole blocks; but a last sector that the file fills in part only is shown in full,
+/// padded with zeros.
+pub(super) fn visible_size(size: u64, block_size: u32) -> u64 {
+    match u64::from(block_size) {
+        SECTOR_SIZE => size.next_multiple_of(SECTOR_SIZE),
+        block => size - size % block,
+    }
 }
 
 fn is_block_device(path: &Path) -> Result<bool, ImageError> {
@@ -136,14 +145,9 @@ fn refusal(path: &Path, access: &'static str, source: io::Error) -> ImageError {
 }
 
 /// Refuses images of formats that a guest would see as a broken disk.
-fn refuse_other_formats(file: &File, path: &Path) -> Result<(), ImageError> {
+fn refuse_other_formats(start: &[u8; 8], path: &Path) -> Result<(), ImageError> {
     const FORMATS: [(&[u8], &str); 4] =
         [(b"QFI\xfb", "qcow2"), (b"KDMV", "vmdk"), (b"vhdxfile", "vhdx"), (b"conectix", "vhd")];
-    let mut start = [0; 8];
-    // An image shorter than this is none of them.
-    if file.read_exact_at(&mut start, 0).is_err() {
-        return Ok(());
-    }
     let Some((_, format)) = FORMATS.iter().find(|(magic, _)| start.starts_with(magic)) else { return Ok(()) };
     let name = path.display();
     let convert = format!("qemu-img convert -O raw {name} {name}.raw");

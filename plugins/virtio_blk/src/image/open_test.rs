@@ -138,3 +138,19 @@ fn direct_io_takes_buffers_of_any_alignment() {
     assert_eq!(answer.status, 0);
     assert_eq!(disk.content()[8192..][..96 << 10], data);
 }
+
+#[test]
+fn larger_blocks_are_shown_to_the_guest_and_want_a_size_that_fits() {
+    let disk = TestDisk::new(&pattern(8192));
+    let machine = disk.start(&[("logical-block-size", "4096")]);
+    let mut block_size = [0; 4];
+    machine.device.read_config(20, &mut block_size);
+    assert_eq!(block_size, 4096_u32.to_le_bytes());
+    drop(machine);
+    let odd = TestDisk::new(&pattern(4608));
+    assert_eq!(
+        refusal(&odd, &[("logical-block-size", "4096")]),
+        "disk DISK has 4608 bytes, which is not a multiple of its block size of 4096; \
+         extend it with: truncate -s %4096 DISK"
+    );
+}

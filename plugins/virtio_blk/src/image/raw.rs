@@ -2,18 +2,18 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use gvmm_plugin_api::memory::{GuestMemory, GuestRange, MemoryError};
 use gvmm_plugin_api::queue::{sub_ranges, total_len};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::open::OpenOptions;
+use super::open::{OpenOptions, visible_size};
 use super::{Geometry, Image, Pace, direct};
 
 /// Bytes written at a time where the kernel cannot zero a range by itself.
@@ -30,8 +30,8 @@ fn in_memory(file: &File) -> bool {
 #[derive(Debug)]
 pub(super) struct RawImage {
     file: File,
-    /// Bytes in the file when it was opened; the capacity may reach up to a sector further.
-    size: u64,
+    /// Bytes in the file when it was last looked at; the capacity may reach up to a sector further.
+    size: AtomicU64,
     geometry: Geometry,
     direct: bool,
     discard: bool,
@@ -53,7 +53,7 @@ impl RawImage {
         };
         Self {
             file,
-            size,
+            size: AtomicU64::new(size),
             geometry,
             direct: options.direct,
             discard: options.discard,
@@ -63,6 +63,10 @@ impl RawImage {
             can_zero_range: AtomicBool::new(true),
             lost: OnceLock::new(),
         }
+    }
+
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
     }
 
     /// Asks the kernel to free or zero a range; false when it cannot on this file, which is remembered.
@@ -104,7 +108,7 @@ impl RawImage {
             return Ok(());
         }
         // More means that the file was cut short meanwhile.
-        if offset + read < self.size {
+        if offset + read < self.size() {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         for range in sub_ranges(ranges, read, missing) {
@@ -115,7 +119,7 @@ impl RawImage {
 
     fn write_zero_bytes(&self, mut offset: u64, len: u64) -> io::Result<()> {
         // The part of the last sector behind the end of the file reads as zero already.
-        let end = (offset + len).min(self.size.max(offset));
+        let end = (offset + len).min(self.size().max(offset));
         while offset < end {
             let piece = usize::try_from(end - offset).map_or(ZEROES.len(), |left| left.min(ZEROES.len()));
             self.file.write_all_at(&ZEROES[..piece], offset)?;
@@ -128,6 +132,12 @@ impl RawImage {
 impl Image for RawImage {
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn look_at_size(&self) -> io::Result<u64> {
+        let size = (&self.file).seek(SeekFrom::End(0))?;
+        self.size.store(size, Ordering::Relaxed);
+        Ok(visible_size(size, self.geometry.block_size))
     }
 
     fn read(&self, memory: &GuestMemory, ranges: &[GuestRange], offset: u64) -> Result<(), MemoryError> {
