@@ -25,9 +25,9 @@ pub(crate) fn start(filter: &str) -> Result<u8, String> {
 
 /// The filter, and the most detailed level that it lets through.
 fn parse(text: &str) -> Result<(Targets, u8), String> {
-    let filter: Targets = text.parse().map_err(|e| {
-        format!("--log {text}: {e}; use error, warn, info, debug, trace or TARGET=LEVEL,...")
-    })?;
+    let filter: Targets = text
+        .parse()
+        .map_err(|e| format!("--log {text}: {e}; use error, warn, info, debug, trace or TARGET=LEVEL,..."))?;
     let levels = filter.iter().map(|(_, level)| level).chain(filter.default_level());
     let level = match levels.max() {
         None | Some(LevelFilter::OFF) => 0,
