@@ -20,6 +20,7 @@ use crate::machine::devices::{self, Devices};
 use crate::machine::{self, Machine, Outcome, Protection, layout, life};
 use crate::plugin::search;
 use crate::stats::Stats;
+use crate::thread;
 use crate::{doctor, eventfd, logging};
 
 /// Runs gvmm with the process's own arguments.
@@ -150,6 +151,6 @@ fn stop_on_signals(stop: &Arc<EventFd>) -> Result<(), String> {
             eventfd::signal(&stop);
         }
     };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(body).map_err(failed)?;
+    thread::spawn("signals", body).map_err(failed)?;
     Ok(())
 }

@@ -16,4 +16,5 @@ pub mod machine;
 pub mod memory;
 pub mod plugin;
 pub mod stats;
+mod thread;
 pub mod virtio;

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread;
 
 use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 use signal_hook::iterator::{Handle, Signals};
@@ -10,6 +9,7 @@ use signal_hook::low_level::emulate_default_handler;
 
 use super::line::Line;
 use super::terminal::{self, Unread};
+use crate::thread;
 
 /// Follows the signals until it is dropped.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ impl JobControl {
     pub(super) fn start(line: Arc<Line>) -> io::Result<Self> {
         let mut signals = Signals::new([SIGCONT, SIGTSTP, SIGWINCH])?;
         let handle = signals.handle();
-        thread::Builder::new().name("console-signals".to_owned()).spawn(move || {
+        thread::spawn("console-signals", move || {
             for signal in signals.forever() {
                 match signal {
                     SIGTSTP => stop(),

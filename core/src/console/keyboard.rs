@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::thread;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -13,6 +12,7 @@ use nix::unistd::read;
 use super::escape::{self, Action, Escape};
 use super::line::{Delivery, Line};
 use super::terminal;
+use crate::thread;
 
 /// Called when the user wants to leave.
 pub(super) type Leave = Arc<dyn Fn() + Send + Sync>;
@@ -22,7 +22,7 @@ pub(super) fn start(line: Arc<Line>, leave: Option<Leave>) -> io::Result<()> {
     let escape = leave.map(|leave| (Escape::default(), leave));
     let reader = Reader { line, escape, in_background: false, ended: false };
     // The thread is not joined: if another process shares the terminal and takes what was typed, it stays in `read`.
-    thread::Builder::new().name("console-input".to_owned()).spawn(move || reader.run())?;
+    thread::spawn("console-input", move || reader.run())?;
     Ok(())
 }
 

@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
-use std::thread;
 
 use gvmm_plugin_api::interrupt::Event;
 use nix::errno::Errno;
@@ -11,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::read;
 
 use super::sink::Sink;
+use crate::thread;
 
 /// A thread between a device's pipe and sinks.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Pump {
         let stop = Event::new()?;
         let (ended, done) = mpsc::channel();
         let worker = Worker { screen, sinks, stop: stop.try_clone()? };
-        thread::Builder::new().name("console-output".to_owned()).spawn(move || {
+        thread::spawn("console-output", move || {
             worker.run(on_first);
             // Nobody waits when the hub is gone already.
             let _ = ended.send(());

@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread;
 use std::time::Instant;
 
 use gvmm_plugin_api::services::{Console, ConsoleSize};
@@ -21,6 +20,7 @@ use super::history::History;
 use super::line::{Delivery, Line, Port};
 use super::port::{Keyboard, event_pair, screen};
 use super::sink::Sink;
+use crate::thread;
 
 /// Clients at a time; more are turned away.
 const MAX_CLIENTS: usize = 32;
@@ -75,7 +75,7 @@ impl Server {
             chunk: vec![0; CHUNK],
             door_rests: false,
         };
-        thread::Builder::new().name("console-server".to_owned()).spawn(move || {
+        thread::spawn("console-server", move || {
             worker.run();
             // Nobody waits when the hub is gone already.
             let _ = ended.send(());

@@ -90,7 +90,7 @@ impl VcpuThreads {
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let (shared, ready) = (this.shared.clone(), sender.clone());
             let body = move || run(vcpu, &shared, move |kicker| drop(ready.send(kicker)));
-            let thread = thread::Builder::new().name(format!("vcpu{index}")).spawn(body);
+            let thread = crate::thread::spawn(format!("vcpu{index}"), body);
             match thread {
                 Ok(thread) => this.threads.push(thread),
                 Err(error) => {
