@@ -2,9 +2,9 @@
 //!
 //! - [`program`]: `gvmm-device`, from its command line to its exit code.
 //! - [`server`]: waits for front ends and serves one at a time.
-//! - [`session`]: what the requests of a front end do.
-//! - [`memory`], [`ring`], [`inflight`]: guest memory, rings and the notes of requests in flight.
-//! - [`host`]: what the device gets done for it; [`standalone`]: by whom, without a gvmm above.
+//! - `session`: what the requests of a front end do.
+//! - `memory`, `ring`, `inflight`: guest memory, rings and the notes of requests in flight.
+//! - [`host`]: what the device gets done for it; `standalone`: by whom, without a gvmm above.
 
 pub mod host;
 mod inflight;
