@@ -1,7 +1,7 @@
 //! The terminal on standard input: raw while the guest has it, as it was on every way out.
 //!
 //! The modes of a terminal outlive the program that set them, so they are put back by whichever comes first: the drop
-//! of [`RawTerminal`], the end of the process by `exit`, a fatal signal (see `fatal.rs`), or a stop by job control.
+//! of `RawTerminal`, the end of the process by `exit`, a fatal signal (see `fatal.rs`), or a stop by job control.
 
 use std::io::{self, IsTerminal, Write};
 use std::mem::MaybeUninit;
