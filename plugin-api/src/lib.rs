@@ -10,7 +10,7 @@
 //! - [`virtio`], [`queue`], [`worker`], [`memory`]: virtio devices and their data path, which never leaves the plugin.
 //! - [`services`], [`interrupt`], [`metrics`]: what the host does for a device.
 //! - [`abi`]: what crosses the library boundary; no plugin needs to look at it.
-//! - [`host`] (feature `host`): loading plugins. [`testing`] (feature `test-kit`): testing a device without a VM.
+//! - [`host`] (feature `host`): loading plugins. `testing` (feature `test-kit`): testing a device without a VM.
 
 #[doc(hidden)]
 pub mod abi;
