@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use gvmm_plugin_api::memory::GuestMemory;
 use gvmm_plugin_api::metrics::Metric;
 use gvmm_plugin_api::services::Services;
+use gvmm_plugin_api::tracing::warn;
 use gvmm_plugin_api::virtio::{COMMON_FEATURES, QueueSetup, QueueState, VirtioDevice, VirtioTraits};
 use gvmm_plugin_api::worker::QueueWorkers;
 
@@ -14,7 +15,7 @@ use crate::Options;
 use crate::config::{self, CONFIG_SIZE, Config, DEVICE_TYPE, WRITEBACK_OFFSET};
 use crate::disk::{Disk, OnError};
 use crate::engine::{Choice, Engines};
-use crate::image::{Image, ImageError, OpenOptions, open};
+use crate::image::{Format, Image, ImageError, OpenOptions, open};
 use crate::metrics::Metrics;
 use crate::queue::BlockQueue;
 use crate::resize::{self, ResizeWatch};
@@ -58,6 +59,11 @@ impl BlockDevice {
     pub(crate) fn new(options: &Options, services: Services) -> Result<Self, CreateError> {
         let image = open(&OpenOptions {
             path: options.disk.clone(),
+            format: options.format.as_deref().map(|word| match word {
+                "qcow2" => Format::Qcow2,
+                _ => Format::Raw,
+            }),
+            backing: options.backing.clone(),
             readonly: options.readonly,
             direct: options.direct,
             lock: options.lock,
@@ -102,7 +108,6 @@ impl BlockDevice {
             throttle: Throttle::new(options.iops, options.bandwidth),
             on_error: if options.on_error == "stop" { OnError::Wait } else { OnError::Report },
             serial,
-            durable_writes: writethrough,
             writeback: AtomicBool::new(!writethrough),
             metrics: Metrics::default(),
         };
@@ -182,7 +187,11 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn stop_queue(&self, index: u16) -> Option<QueueState> {
-        self.workers.stop(index)
+        let state = self.workers.stop(index);
+        if let Err(error) = self.disk.image.write_back() {
+            warn!("cannot write back what is cached of the image: {error}");
+        }
+        state
     }
 
     fn reset(&self) {

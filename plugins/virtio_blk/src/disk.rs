@@ -36,8 +36,6 @@ pub(crate) struct Disk {
     pub(crate) engine: Choice,
     pub(crate) throttle: Option<Throttle>,
     pub(crate) on_error: OnError,
-    /// Whether the image itself makes every write durable.
-    pub(crate) durable_writes: bool,
     /// The driver's choice: writes are durable only once flushed.
     pub(crate) writeback: AtomicBool,
     pub(crate) metrics: Metrics,
@@ -142,6 +140,6 @@ impl Disk {
     pub(crate) fn writes_through(&self, features: u64) -> bool {
         use crate::config::{F_CONFIG_WCE, F_FLUSH};
         let switched_off = features & F_CONFIG_WCE != 0 && !self.writeback.load(Ordering::Relaxed);
-        !self.durable_writes && (features & F_FLUSH == 0 || switched_off)
+        !self.image.durable_writes() && (features & F_FLUSH == 0 || switched_off)
     }
 }

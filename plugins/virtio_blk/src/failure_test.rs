@@ -60,6 +60,10 @@ impl Image for Faulty {
         None
     }
 
+    fn durable_writes(&self) -> bool {
+        false
+    }
+
     fn note_flush_failure(&self, _: i32) {}
 
     fn has_lost_writes(&self) -> bool {

@@ -37,8 +37,12 @@ use crate::device::BlockDevice;
 gvmm_plugin_api::options! {
     /// Options of a disk.
     pub struct Options {
-        /// Raw image file or block device.
+        /// Image file or block device.
         pub disk: PathBuf = required("disk", OptionKind::Path(PathAccess::ReadWrite)),
+        /// What the image is; raw when left out, and then a file that looks like a qcow2 image is refused.
+        pub format: Option<String> = optional("format", OptionKind::Choice(&["raw", "qcow2"])),
+        /// Backing file of a qcow2 image, or the folder in which its backing files lie; none is opened without it.
+        pub backing: Option<PathBuf> = optional("backing", OptionKind::Path(PathAccess::Read)),
         /// Open it for reading only; the guest sees a write-protected disk.
         pub readonly: bool = with_default("readonly", "off", OptionKind::Flag),
         /// Serial number that the guest sees, at most 20 bytes.

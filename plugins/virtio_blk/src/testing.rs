@@ -64,7 +64,8 @@ impl TestDisk {
 
     fn options(&self, options: &[(&str, &str)]) -> Result<Options, String> {
         let path = self.path().into_os_string().into_string().unwrap();
-        let given = [("disk", path.as_str())].into_iter().chain(options.iter().copied());
+        let own = options.iter().all(|(name, _)| *name != "disk").then_some(("disk", path.as_str()));
+        let given = own.into_iter().chain(options.iter().copied());
         let values = Values::check(Options::SPECS, given).map_err(|e| e.to_string())?;
         Ok(Options::from_values(&values).unwrap())
     }

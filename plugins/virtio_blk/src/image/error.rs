@@ -29,8 +29,12 @@ pub(crate) enum ImageError {
         .path.display()
     )]
     InUse { path: PathBuf },
-    #[error("disk {} starts like a {format} image and not like a raw disk; convert it with: {convert}", .path.display())]
-    Format { path: PathBuf, format: &'static str, convert: String },
+    #[error("disk {} is a {format} image and not a raw disk; {hint}", .path.display())]
+    Format { path: PathBuf, format: &'static str, hint: String },
+    #[error("option 'backing': disk {} has no backing file, it is not opened with format=qcow2", .path.display())]
+    Backing { path: PathBuf },
+    #[error("disk {} {reason}", .path.display())]
+    Refused { path: PathBuf, reason: String },
     #[error("disk {}: its file system offers no direct I/O; leave out direct=on", .path.display())]
     NoDirect { path: PathBuf },
     #[error(

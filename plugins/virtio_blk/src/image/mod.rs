@@ -1,10 +1,12 @@
 //! The disk on the host's side.
 #![forbid(unsafe_code)]
 
+mod bounce;
 mod direct;
 mod error;
 mod lock;
 mod open;
+mod qcow2;
 mod raw;
 
 use std::io;
@@ -13,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use gvmm_plugin_api::memory::{GuestMemory, GuestRange, MemoryError};
 
 pub(crate) use error::ImageError;
-pub(crate) use open::{OpenOptions, open};
+pub(crate) use open::{Format, OpenOptions, open};
 
 /// What can be done with a disk. Offsets and lengths are in bytes and lie within the capacity; any thread may call.
 pub(crate) trait Image: Send + Sync + std::fmt::Debug {
@@ -36,8 +38,16 @@ pub(crate) trait Image: Send + Sync + std::fmt::Debug {
     /// Makes every completed write durable.
     fn flush(&self) -> io::Result<()>;
 
+    /// Hands to the kernel what is only in this process, so that it survives the process; durable it is not.
+    fn write_back(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The file whose bytes are the disk's bytes, if there is one: others may then read, write and sync it.
     fn file(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether every write is durable when it returns.
+    fn durable_writes(&self) -> bool;
 
     /// Notes that a sync of [`Image::file`] failed with this error number: every later flush must fail as well.
     fn note_flush_failure(&self, error: i32);

@@ -8,15 +8,30 @@ use std::path::{Path, PathBuf};
 
 use gvmm_plugin_api::tracing::warn;
 
+use super::qcow2::{self, Qcow2Image};
 use super::raw::RawImage;
 use super::{Geometry, Image, ImageError, direct, lock};
 use crate::config::SECTOR_SIZE;
+
+/// What the bytes of the file mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// They are the disk.
+    Raw,
+    /// They are a qcow2 image.
+    Qcow2,
+}
 
 /// How to open a disk.
 #[derive(Debug, Clone)]
 pub(crate) struct OpenOptions {
     /// Image file or block device.
     pub(crate) path: PathBuf,
+    /// What the user says it is. Without that a file that looks like an image of another format is refused: it cannot
+    /// be told apart from a raw disk on which the guest wrote such a header.
+    pub(crate) format: Option<Format>,
+    /// File or folder in which an image may have its backing files.
+    pub(crate) backing: Option<PathBuf>,
     /// For reading only.
     pub(crate) readonly: bool,
     /// Bypass the page cache.
@@ -46,13 +61,21 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Box<dyn Image>, ImageError> 
     }
     let probe = direct::probe(&file).map_err(failed("read it"))?;
     let probe = probe.ok_or_else(|| ImageError::NoDirect { path: path.to_owned() })?;
-    refuse_other_formats(&probe.start, path)?;
+    if options.format.is_none() {
+        refuse_other_formats(&probe.start, path)?;
+    }
     let metadata = file.metadata().map_err(failed("look at it"))?;
     let limits = if block_device { BlockLimits::of(metadata.rdev()) } else { BlockLimits::default() };
     let least = limits.logical_block_size.unwrap_or(SECTOR_SIZE as u32).max(probe.unit);
     let block_size = options.block_size.unwrap_or(least);
     if block_size < least {
         return Err(ImageError::BlockSize { path: path.to_owned(), asked: block_size, least });
+    }
+    if options.format == Some(Format::Qcow2) {
+        return Ok(Box::new(Qcow2Image::open(file, options, block_size)?));
+    }
+    if options.backing.is_some() {
+        return Err(ImageError::Backing { path: path.to_owned() });
     }
     let preferred = u32::try_from(metadata.blksize()).unwrap_or(0).clamp(SECTOR_SIZE as u32, 4096);
     let geometry = Geometry {
@@ -147,11 +170,14 @@ fn refusal(path: &Path, access: &'static str, source: io::Error) -> ImageError {
 /// Refuses images of formats that a guest would see as a broken disk.
 fn refuse_other_formats(start: &[u8; 8], path: &Path) -> Result<(), ImageError> {
     const FORMATS: [(&[u8], &str); 4] =
-        [(b"QFI\xfb", "qcow2"), (b"KDMV", "vmdk"), (b"vhdxfile", "vhdx"), (b"conectix", "vhd")];
+        [(qcow2::MAGIC, "qcow2"), (b"KDMV", "vmdk"), (b"vhdxfile", "vhdx"), (b"conectix", "vhd")];
     let Some((_, format)) = FORMATS.iter().find(|(magic, _)| start.starts_with(magic)) else { return Ok(()) };
     let name = path.display();
-    let convert = format!("qemu-img convert -O raw {name} {name}.raw");
-    Err(ImageError::Format { path: path.to_owned(), format, convert })
+    let hint = match *format {
+        "qcow2" => "add format=qcow2".to_owned(),
+        _ => format!("convert it with: qemu-img convert -O raw {name} {name}.raw"),
+    };
+    Err(ImageError::Format { path: path.to_owned(), format, hint })
 }
 
 /// What the kernel tells of a block device; all unknown where `/sys` is closed to this process.

@@ -62,11 +62,7 @@ fn images_of_other_formats_are_refused() {
     let mut image = pattern(64 << 10);
     image[..4].copy_from_slice(b"QFI\xfb");
     let disk = TestDisk::new(&image);
-    assert_eq!(
-        refusal(&disk, &[]),
-        "disk DISK starts like a qcow2 image and not like a raw disk; \
-         convert it with: qemu-img convert -O raw DISK DISK.raw"
-    );
+    assert_eq!(refusal(&disk, &[]), "disk DISK is a qcow2 image and not a raw disk; add format=qcow2");
 }
 
 #[test]

@@ -34,6 +34,7 @@ pub(super) struct RawImage {
     size: AtomicU64,
     geometry: Geometry,
     direct: bool,
+    durable_writes: bool,
     discard: bool,
     pace: Pace,
     can_read_now: AtomicBool,
@@ -56,6 +57,7 @@ impl RawImage {
             size: AtomicU64::new(size),
             geometry,
             direct: options.direct,
+            durable_writes: options.writethrough,
             discard: options.discard,
             pace,
             can_read_now: AtomicBool::new(pace == Pace::Cached),
@@ -193,6 +195,10 @@ impl Image for RawImage {
 
     fn file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
+    }
+
+    fn durable_writes(&self) -> bool {
+        self.durable_writes
     }
 
     fn note_flush_failure(&self, error: i32) {
