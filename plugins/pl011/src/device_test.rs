@@ -201,6 +201,7 @@ fn a_megabyte_of_output_reaches_a_slow_reader_whole() {
     machine.print_polled(polled);
     by_interrupts.chunks(4096).for_each(|piece| machine.print_by_interrupts(piece));
     reader.join().unwrap();
+    wait_until("the transmitter is idle", || machine.read(FR) & flag::BUSY == 0);
     assert_eq!(machine.metric("tx_bytes"), text.len() as u64);
     assert_eq!(machine.metric("tx_lost_bytes"), 0);
 }

@@ -1,6 +1,7 @@
 //! Arm PrimeCell UART (PL011, Arm DDI 0183 r1p5) with a console of the host at its far end.
 #![deny(unsafe_code)]
 
+mod burst;
 mod device;
 mod port;
 mod pump;

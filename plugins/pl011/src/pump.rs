@@ -14,14 +14,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
-use crate::port::Port;
+use crate::burst::Burst;
+use crate::port::{Port, State};
 use crate::uart::FIFO_DEPTH;
 
-/// Output is sent when none has been added for so long: more than a guest takes between two bytes, less than people
-/// notice.
-const QUIET: Duration = Duration::from_millis(2);
-/// Output waits no longer than this.
-const LONGEST_WAIT: Duration = Duration::from_millis(20);
 /// A guest that leaves an interrupt cause set for so long is interrupted again: were the line level-triggered, as the
 /// UART's own is, the guest could not have missed it.
 const REMINDER: Duration = Duration::from_millis(250);
@@ -37,15 +33,7 @@ pub(crate) struct Pump {
     burst: Option<Burst>,
 }
 
-/// Output that waits for more.
-struct Burst {
-    started: Instant,
-    grew: Instant,
-    len: usize,
-}
-
 /// What to wait for.
-#[derive(Default)]
 struct Interest {
     /// So much input, if not 0: no more than the guest takes, since what is read cannot be given to another device.
     input: usize,
@@ -107,37 +95,46 @@ impl Pump {
 
     /// Moves what can be moved; what to wait for then.
     fn advance(&mut self) -> Interest {
-        if self.burst_is_over() {
+        let port = self.port.clone();
+        let mut state = port.lock();
+        if self.output_wait(&mut state).is_some_and(|wait| wait.is_zero()) {
+            drop(state);
+            port.send();
             self.burst = None;
-            self.port.send();
+            state = port.lock();
         }
-        let mut state = self.port.lock();
+        let input = self.pass_input(&mut state);
+        let output_wait = self.output_wait(&mut state);
+        let reminder = output_wait.is_none() && state.uart.pending() != 0;
+        let timeout = output_wait.or(reminder.then_some(REMINDER));
+        let output = state.blocked;
+        port.settle(state);
+        Interest { input, output, timeout, reminder }
+    }
+
+    /// For how long the output waits for more; `None` if there is none or it waits for the host.
+    fn output_wait(&mut self, state: &mut State) -> Option<Duration> {
+        let len = state.uart.unsent().len();
+        state.output_known = len > 0;
+        state.blocked &= len > 0;
+        if len == 0 || state.blocked {
+            self.burst = None;
+            return None;
+        }
+        let now = Instant::now();
+        Some(self.burst.get_or_insert_with(|| Burst::new(now, len)).wait(now, len))
+    }
+
+    /// Gives the guest what was read; how much more to read.
+    fn pass_input(&mut self, state: &mut State) -> usize {
         let taken = state.uart.receive(&self.held);
         self.held.drain(..taken);
         self.port.counters.received.add(taken as u64);
         let may_read = !self.input_ended && self.held.is_empty();
-        let input = if may_read { state.uart.input_room() } else { 0 };
-        let input_done = self.input_ended && self.held.is_empty();
-        state.input_paused = input == 0 && !input_done;
-        state.output_known = !state.uart.unsent().is_empty();
-        let mut interest =
-            Interest { input, output: state.output_known && state.blocked, ..Interest::default() };
-        if state.blocked || !state.output_known {
-            state.blocked &= state.output_known;
-            self.burst = None;
-        } else {
-            interest.timeout = Some(Burst::note(&mut self.burst, state.uart.unsent().len()));
-        }
-        if interest.timeout.is_none() && state.uart.pending() != 0 {
-            interest.timeout = Some(REMINDER);
-            interest.reminder = true;
-        }
-        self.port.settle(state);
-        interest
-    }
-
-    fn burst_is_over(&self) -> bool {
-        self.burst.as_ref().is_some_and(|burst| burst.left().is_zero())
+        let room = if may_read { state.uart.input_room() } else { 0 };
+        let all_done = self.input_ended && self.held.is_empty();
+        state.input_paused = room == 0 && !all_done;
+        room
     }
 
     fn wait(&self, interest: &Interest) -> Result<Ready, Errno> {
@@ -189,21 +186,5 @@ impl Pump {
             // Whatever it answers, the next attempt to send tells.
             let _ = ppoll(&mut output, Some(TimeSpec::from_duration(patience)), None);
         }
-    }
-}
-
-impl Burst {
-    /// Notes how much output there is; for how long it waits yet.
-    fn note(burst: &mut Option<Self>, len: usize) -> Duration {
-        let now = Instant::now();
-        let burst = burst.get_or_insert(Self { started: now, grew: now, len });
-        if burst.len != len {
-            (burst.grew, burst.len) = (now, len);
-        }
-        burst.left()
-    }
-
-    fn left(&self) -> Duration {
-        (self.grew + QUIET).min(self.started + LONGEST_WAIT).saturating_duration_since(Instant::now())
     }
 }
