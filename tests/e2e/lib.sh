@@ -118,7 +118,7 @@ terminal() {
 
 gunyah() {
     {
-        echo '#!/bin/sh'
+        echo '#!/bin/busybox sh'
         echo "export GUNYAH_SIM=$1 GUNYAH_SIM_REPORT=$PWD/report.json GUNYAH_SIM_LOG=on"
         shift
         for setting; do

@@ -30,6 +30,10 @@ pub mod status {
 /// (virtio 1.2, 6: VIRTIO_F_ACCESS_PLATFORM).
 const F_ACCESS_PLATFORM: u64 = 1 << 33;
 
+/// What to look at when a protected guest's queue does not start.
+const WINDOW_HINT: &str = "; the drivers of a protected guest keep to the window that it shares with the host if its kernel \
+                           has CONFIG_DMA_RESTRICTED_POOL";
+
 /// Where interrupts of a function go; the transport decides.
 pub trait InterruptRoute: Send + Sync {
     /// The event to signal when buffers of a queue have been used; a handle of its own for the device.
@@ -306,7 +310,8 @@ impl VirtioFunction {
             match self.start_queue(number, registers, state.driver_features, &memory) {
                 Ok(()) => state.started[index] = true,
                 Err(error) => {
-                    tracing::warn!("device {}: queue {index} does not start: {error}", self.id);
+                    let hint = if memory.is_restricted() { WINDOW_HINT } else { "" };
+                    tracing::warn!("device {}: queue {index} does not start: {error}{hint}", self.id);
                     self.device_failed();
                 }
             }

@@ -15,7 +15,7 @@ mod terminal;
 
 pub use run::{Ended, Kind, Run, Running};
 
-/// Guest address of the console, the first device of the default profile: a PL011.
+/// Guest address of the console, the first device: a PL011.
 pub const CONSOLE: u64 = 0x0900_0000;
 /// Guest address of the first virtio device, behind console and clock.
 pub const VIRTIO: u64 = 0x0900_2000;

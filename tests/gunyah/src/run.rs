@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -86,7 +85,7 @@ pub struct Ended {
 }
 
 impl Run {
-    /// gvmm on a driver, with a machine of 32 MiB and the default devices, to do what a script says.
+    /// gvmm on a driver, with a machine of 32 MiB, a console and a clock, to do what a script says.
     ///
     /// # Panics
     ///
@@ -97,6 +96,7 @@ impl Run {
         fs::write(run.folder.path().join("Image"), image::kernel()).expect("a folder to write to");
         run.command.env("GUNYAH_SIM_SCRIPT", run.folder.path().join("script.json"));
         run.command.args(["--accel", "gunyah", "--memory", "32M", "--kernel", "Image"]);
+        run.command.args(["--no-defaults", "--device", "pl011", "--device", "pl031"]);
         run.command.args(kind.arguments());
         run
     }
@@ -115,8 +115,6 @@ impl Run {
             let link = folder.path().join(format!("{name}.so"));
             std::os::unix::fs::symlink(file, link).expect("a folder to write to");
         }
-        let profile = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/default.toml");
-        fs::copy(profile, folder.path().join("default.toml")).expect("the default profile");
         command.env("LD_PRELOAD", &programs.simulator);
         command.env("GVMM_PLUGIN_PATH", folder.path());
         command.env("GUNYAH_SIM", simulator);
@@ -153,15 +151,16 @@ impl Run {
         self
     }
 
-    /// Adds a disk of 1 MiB.
+    /// Adds a disk of 1 MiB, every sector of it filled with the low byte of its number.
     ///
     /// # Panics
     ///
     /// If it cannot be made.
     #[must_use]
     pub fn disk(self) -> Self {
-        let file = fs::File::create(self.folder.path().join("disk.img")).expect("a folder to write to");
-        file.set_len(1 << 20).expect("a folder to write to");
+        let sectors = (0..2048u32).flat_map(|sector| [sector.to_le_bytes()[0]; 512]);
+        let file = self.folder.path().join("disk.img");
+        fs::write(file, sectors.collect::<Vec<_>>()).expect("a folder to write to");
         self.arguments(&["--device", "virtio_blk,disk=disk.img"])
     }
 

@@ -5,7 +5,7 @@ cmdline="$cmdline root=/dev/vda rw"
 guest <<'END'
 nproc
 grep ' / ' /proc/mounts
-ls /proc/device-tree/hypervisor
+ls -1 /proc/device-tree/hypervisor
 echo written >/file && sync
 END
 boot --cpus 8 --accel gunyah --device virtio_blk,disk=root.img
