@@ -14,7 +14,7 @@ use gvmm_plugin_api::services::{Console, Services};
 
 use crate::port::{Counters, Port};
 use crate::pump::Pump;
-use crate::registers::{Register, WINDOW};
+use crate::registers::{PERIPHERAL_ID, Register, WINDOW};
 use crate::uart::Written;
 
 /// Frequency of UARTCLK and of the bus clock in Hz. It decides nothing but the divisors that drivers compute.
@@ -57,6 +57,7 @@ impl MmioDevice for Pl011 {
     fn node(&self) -> FdtNode {
         let names = ["uartclk", "apb_pclk"].map(str::to_owned);
         FdtNode::new("serial", &["arm,pl011", "arm,primecell"])
+            .with("arm,primecell-periphid", FdtValue::U32s(vec![PERIPHERAL_ID]))
             .with("clocks", FdtValue::FixedClocks(vec![CLOCK, CLOCK]))
             .with("clock-names", FdtValue::Strings(names.to_vec()))
             .as_console()

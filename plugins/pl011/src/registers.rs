@@ -6,6 +6,10 @@ pub(crate) const WINDOW: u64 = 0x1000;
 
 /// UARTPeriphID0-3 and UARTPCellID0-3 of revision r1p5, at [`ID_BASE`], one byte a word (3.3.15, 3.3.16).
 const IDS: [u8; 8] = [0x11, 0x10, 0x34, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
+
+/// The first four of them as one number: in the device tree it spares the guest the reading of all eight, each an exit.
+pub(crate) const PERIPHERAL_ID: u32 = u32::from_le_bytes([IDS[0], IDS[1], IDS[2], IDS[3]]);
+
 const ID_BASE: u64 = 0xfe0;
 
 /// A register, by what an access to its offset means.
@@ -168,6 +172,11 @@ mod tests {
         let word = |base: u64| (0..4).map(|i| byte(base + 4 * i) << (8 * i)).sum::<u32>();
         assert_eq!(word(0xfe0), 0x0034_1011);
         assert_eq!(word(0xff0), 0xb105_f00d);
+    }
+
+    #[test]
+    fn the_device_tree_tells_the_number_of_the_id_registers() {
+        assert_eq!(PERIPHERAL_ID, 0x0034_1011);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use gvmm_plugin_api::services::{Clock, Services};
 use gvmm_plugin_api::tracing;
 
 use crate::alarm::Alarm;
-use crate::registers::{Register, WINDOW};
+use crate::registers::{PERIPHERAL_ID, Register, WINDOW};
 use crate::rtc::Rtc;
 
 /// Frequency of the bus clock in Hz; it decides nothing.
@@ -57,6 +57,7 @@ impl MmioDevice for Pl031 {
 
     fn node(&self) -> FdtNode {
         FdtNode::new("rtc", &["arm,pl031", "arm,primecell"])
+            .with("arm,primecell-periphid", FdtValue::U32s(vec![PERIPHERAL_ID]))
             .with("clocks", FdtValue::FixedClocks(vec![CLOCK]))
             .with("clock-names", FdtValue::Strings(vec!["apb_pclk".to_owned()]))
     }
