@@ -2,10 +2,12 @@
 //!
 //! - [`protocol`]: messages, payloads and the socket that carries them.
 //! - [`backend`]: serves the device of any plugin to any VMM.
+//! - [`frontend`]: a device that another program serves.
 //! - [`device_types`]: virtio device types by name.
 
 pub mod backend;
 pub mod device_types;
+pub mod frontend;
 pub mod protocol;
 #[cfg(test)]
 mod testing;

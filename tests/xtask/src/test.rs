@@ -45,6 +45,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
 
     let mut total = Counts::default();
     if selected("unit") {
+        progress("building the tests of every package");
+        let mut build = Command::new(cargo());
+        process::run(build.args(["build", "--workspace", "--tests"]).current_dir(&workspace.root))?;
         total += on_this_machine(workspace, "unit and property tests", unit_tests())?;
     }
     if selected("doc") {
@@ -68,7 +71,7 @@ fn unit_tests() -> Command {
         command.args(["nextest", "run", "--workspace", "--no-fail-fast", "--color", "never"]);
         command.args(["--status-level", "fail", "--final-status-level", "fail", "--hide-progress-bar"]);
     } else {
-        command.args(["test", "--workspace", "--all-targets", "--no-fail-fast", "--quiet"]);
+        command.args(["test", "--workspace", "--tests", "--no-fail-fast", "--quiet"]);
     }
     command
 }
