@@ -106,7 +106,7 @@ impl ConsoleHub {
     fn output_only(&self, sinks: Vec<Sink>) -> Result<Console, String> {
         let failed = |error: std::io::Error| format!("cannot make a console: {error}");
         let (shown, output) = screen().map_err(failed)?;
-        let pump = Pump::start(shown, sinks, || {}).map_err(failed)?;
+        let pump = Pump::start(shown, sinks, |_| {}).map_err(failed)?;
         self.opened().pumps.push(pump);
         let size = ConsoleSize::new(|| (0, 0));
         Ok(Console { input: silence().map_err(failed)?, output, resized: None, size })

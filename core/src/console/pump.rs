@@ -20,17 +20,17 @@ pub(super) struct Pump {
 }
 
 impl Pump {
-    /// Starts the thread; `on_first` runs before the first byte is shown.
+    /// Starts the thread; `on_shown` is told of all that is shown, before it is.
     pub(super) fn start(
         screen: OwnedFd,
         sinks: Vec<Sink>,
-        on_first: impl FnOnce() + Send + 'static,
+        on_shown: impl Fn(&[u8]) + Send + 'static,
     ) -> io::Result<Self> {
         let stop = Event::new()?;
         let (ended, done) = mpsc::channel();
         let worker = Worker { screen, sinks, stop: stop.try_clone()? };
         thread::spawn("console-output", move || {
-            worker.run(on_first);
+            worker.run(on_shown);
             // Nobody waits when the hub is gone already.
             let _ = ended.send(());
         })?;
@@ -54,17 +54,14 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, on_first: impl FnOnce()) {
-        let mut on_first = Some(on_first);
+    fn run(mut self, on_shown: impl Fn(&[u8])) {
         // As much as a pipe holds by default.
         let mut buffer = vec![0; 65536];
         while self.wait() {
             match read(&self.screen, &mut buffer) {
                 Ok(0) => return,
                 Ok(len) => {
-                    if let Some(tell) = on_first.take() {
-                        tell();
-                    }
+                    on_shown(&buffer[..len]);
                     for sink in &mut self.sinks {
                         sink.write(&buffer[..len]);
                     }

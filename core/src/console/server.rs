@@ -90,7 +90,7 @@ impl Server {
         let (resized, told) = event_pair().map_err(failed)?;
         let (pipe, output) = screen().map_err(failed)?;
         let log = log.map(Sink::file).transpose().map_err(|error| error.to_string())?;
-        let place = self.shared.line.add(Port { keyboard, resized });
+        let place = self.shared.line.add(Port::new(keyboard, resized));
         let mut new = self.shared.new.lock().unwrap_or_else(PoisonError::into_inner);
         new.push(Screen { place, pipe, log });
         drop(new);
@@ -309,7 +309,7 @@ impl<D: Door> Worker<D> {
                     log.write(bytes);
                 }
                 self.history.append(bytes);
-                self.shared.line.shown(screen.place);
+                self.shared.line.shown(screen.place, bytes);
                 Ok(())
             }
             Err(Errno::EINTR) => Ok(()),

@@ -1,7 +1,6 @@
 //! Standard input and output, shared by any number of devices.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,18 +42,13 @@ impl Stdio {
         let (keyboard, input) = Keyboard::new().map_err(failed)?;
         let (resized, told) = event_pair().map_err(failed)?;
         let log = log.map(Sink::file).transpose().map_err(|error| error.to_string())?;
-        let place = self.line.add(Port { keyboard, resized });
-        // The first device writes by itself. Later ones have to be seen writing, which makes them live.
-        let output = if place == 0 && log.is_none() {
-            io::stdout().as_fd().try_clone_to_owned().map_err(failed)?
-        } else {
-            let (shown, output) = screen().map_err(failed)?;
-            let mut sinks = vec![Sink::stdout().map_err(failed)?];
-            sinks.extend(log);
-            let line = self.line.clone();
-            self.pumps.push(Pump::start(shown, sinks, move || line.shown(place)).map_err(failed)?);
-            output
-        };
+        let place = self.line.add(Port::new(keyboard, resized));
+        let (shown, output) = screen().map_err(failed)?;
+        let mut sinks = vec![Sink::stdout().map_err(failed)?];
+        sinks.extend(log);
+        let line = self.line.clone();
+        let pump = Pump::start(shown, sinks, move |bytes| line.shown(place, bytes)).map_err(failed)?;
+        self.pumps.push(pump);
         Ok(Console { input, output, resized: Some(told), size: ConsoleSize::new(terminal::size) })
     }
 }

@@ -12,6 +12,7 @@ use gvmm_plugin_api::options::Values;
 use gvmm_plugin_api::virtio::VirtioDevice;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::cmdline::CmdlineRule;
 use super::layout::Allocator;
 use crate::bus::{Bus, DeviceWindow};
 use crate::console::ConsoleHub;
@@ -20,7 +21,8 @@ use crate::eventfd;
 use crate::hypervisor::{DoorbellWrite, InterruptLine};
 use crate::plugin::argument::DeviceArgument;
 use crate::plugin::host::DeviceHost;
-use crate::plugin::{profile, search};
+use crate::plugin::profile::{self, DefaultDevice};
+use crate::plugin::search;
 use crate::virtio::VirtioFunction;
 use crate::virtio::mmio::{LineRoute, MmioTransport, QUEUE_NOTIFY, WINDOW_SIZE};
 
@@ -30,37 +32,38 @@ pub struct WantedDevice {
     file: std::path::PathBuf,
     manifest: Manifest,
     values: Values,
+    cmdline: Option<CmdlineRule>,
 }
 
 /// Reads the plugins of the command line and, unless told otherwise, of the default profile.
 pub fn wanted(arguments: &[DeviceArgument], defaults: bool) -> Result<Vec<WantedDevice>, String> {
     let mut found = Vec::new();
     for argument in arguments {
-        found.push((argument.clone(), read(argument)?));
+        found.push((argument.clone(), read(argument)?, None));
     }
     if defaults {
         let mut machine = Vec::new();
-        for argument in profile::default_devices()? {
+        for DefaultDevice { argument, cmdline } in profile::default_devices()? {
             let (file, manifest) = read(&argument)?;
             // A device of the command line takes the place of the default one of its kind.
-            if !found.iter().any(|(_, (_, other))| other.id == manifest.id) {
-                machine.push((argument, (file, manifest)));
+            if !found.iter().any(|(_, (_, other), _)| other.id == manifest.id) {
+                machine.push((argument, (file, manifest), cmdline));
             }
         }
         machine.append(&mut found);
         found = machine;
     }
     let mut ids: BTreeSet<String> = BTreeSet::new();
-    for id in found.iter().filter_map(|(argument, _)| argument.id.as_ref()) {
+    for id in found.iter().filter_map(|(argument, ..)| argument.id.as_ref()) {
         if !ids.insert(id.clone()) {
             return Err(format!("device id '{id}' is used twice: give each device an id of its own"));
         }
     }
     let mut wanted = Vec::new();
-    for (argument, (file, manifest)) in found {
+    for (argument, (file, manifest), cmdline) in found {
         let values = manifest.check(argument.pairs()).map_err(|e| e.to_string())?;
         let id = argument.id.clone().unwrap_or_else(|| free_id(&mut ids, &manifest.name));
-        wanted.push(WantedDevice { id, file, manifest, values });
+        wanted.push(WantedDevice { id, file, manifest, values, cmdline });
     }
     Ok(wanted)
 }
@@ -120,6 +123,8 @@ pub struct Devices {
     pub lines: Vec<InterruptLine>,
     /// Writes that the hypervisor turns into kicks.
     pub doorbells: Vec<DoorbellWrite>,
+    /// What the devices add to the kernel command line.
+    pub cmdline: Vec<CmdlineRule>,
 }
 
 impl Devices {
@@ -141,6 +146,7 @@ impl Devices {
                     devices.plug_virtio(&want.id, device, &host, &mut map).map_err(named)?
                 }
             };
+            devices.cmdline.extend(want.cmdline.clone());
             devices.plugged.push(Plugged {
                 id: want.id.clone(),
                 plugin: want.manifest.name.clone(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::{ExitCounts, VcpuThreads};
-use super::{Machine, Protection, layout, wait_for};
+use super::{Machine, Protection, cmdline, layout, wait_for};
 use crate::device_tree::Seed;
 use crate::hypervisor::plan::{FIRMWARE_BASE, FIRMWARE_SIZE};
 use crate::hypervisor::retry::MaybeTransient;
@@ -89,7 +89,8 @@ impl Life {
         let plan = plan(machine, &ranges, &loaded);
         let seed =
             Seed::from_host().map_err(|e| failed(format!("cannot get randomness for the guest: {e}")))?;
-        ram.write(loaded.boot.dtb_address, &tree(machine, &plan, &loaded, Some(seed))?)?;
+        let cmdline = cmdline(machine, &mut ram, &loaded)?;
+        ram.write(loaded.boot.dtb_address, &tree(machine, &plan, &loaded, &cmdline, Some(seed))?)?;
         let ram = ram.finish();
         machine.devices.attach(&ram.shared());
         let started = machine.accelerator.start(&plan, &ram).inspect_err(|_| machine.devices.detach())?;
@@ -140,8 +141,9 @@ fn tear_down(vm: Box<dyn Vm>) {
 pub fn device_tree(machine: &Machine) -> Result<Vec<u8>, Failure> {
     let mut ram = new_ram(machine)?;
     let loaded = load(machine, &mut ram)?;
+    let cmdline = cmdline(machine, &mut ram, &loaded)?;
     let ranges = ram.ranges();
-    tree(machine, &plan(machine, &ranges, &loaded), &loaded, None)
+    tree(machine, &plan(machine, &ranges, &loaded), &loaded, &cmdline, None)
 }
 
 fn new_ram(machine: &Machine) -> Result<RamBuilder, Failure> {
@@ -159,6 +161,12 @@ fn new_ram(machine: &Machine) -> Result<RamBuilder, Failure> {
 
 fn load(machine: &Machine, ram: &mut RamBuilder) -> Result<loader::Loaded, Failure> {
     Ok(loader::load(ram, &machine.kernel, machine.initrd.as_deref())?)
+}
+
+/// The command line for the kernel that has been loaded.
+fn cmdline(machine: &Machine, ram: &mut RamBuilder, loaded: &loader::Loaded) -> Result<String, Failure> {
+    let kernel = ram.slice_mut(RAM_BASE, loaded.boot.dtb_address - RAM_BASE)?;
+    Ok(cmdline::complete(&machine.cmdline, &machine.devices.cmdline, kernel))
 }
 
 fn plan<'a>(machine: &'a Machine, ranges: &'a [memory::MemoryRange], loaded: &loader::Loaded) -> VmPlan<'a> {
@@ -179,11 +187,12 @@ fn tree(
     machine: &Machine,
     plan: &VmPlan<'_>,
     loaded: &loader::Loaded,
+    cmdline: &str,
     seed: Option<Seed>,
 ) -> Result<Vec<u8>, Failure> {
     let description = device_tree::Description {
         plan,
-        cmdline: &machine.cmdline,
+        cmdline,
         initrd: loaded.initrd,
         nodes: &machine.devices.nodes,
         seed,

@@ -3,6 +3,7 @@
 //! [`devices`] plugs in what the command line names, [`layout`] gives everything its place, [`life`] is one life of the
 //! VM from loading to teardown, [`vcpu`] its threads. [`run`] strings lives together over resets.
 
+pub mod cmdline;
 pub mod devices;
 pub mod layout;
 pub mod life;

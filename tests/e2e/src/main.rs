@@ -6,6 +6,7 @@ mod journal;
 mod load;
 mod measure;
 mod pattern;
+mod socket;
 mod terminal;
 mod verify;
 
@@ -36,6 +37,8 @@ enum Command {
     Measure(measure::Options),
     /// Run a command on a terminal of its own, and type to it
     Terminal(terminal::Options),
+    /// Connect to a Unix socket, and type to it
+    Socket(socket::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Load(options) => load::run(&options),
         Command::Measure(options) => measure::run(&options),
         Command::Terminal(options) => terminal::run(&options),
+        Command::Socket(options) => socket::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,19 +4,20 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::openpty;
+use nix::pty::{Winsize, openpty};
 use nix::sys::termios::{Termios, tcgetattr};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// What to do, in order: wait:TEXT (until the command has printed it), type:TEXT (with \r, \n, \t, \\ and
-    /// \xHH), paste:FILE (type a file as fast as it is taken), signal:NAME (send TERM, INT, KILL, ...)
+    /// \xHH), paste:FILE (type a file as fast as it is taken), resize:COLUMNSxROWS, signal:NAME (send TERM, INT,
+    /// KILL, ...)
     #[arg(long = "then", value_name = "STEP")]
     steps: Vec<String>,
     /// Where to write all that the command prints
@@ -30,9 +31,10 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
-enum Step {
+pub(crate) enum Step {
     Wait(Vec<u8>),
     Type(Vec<u8>),
+    Resize(Winsize),
     Signal(nix::sys::signal::Signal),
 }
 
@@ -43,13 +45,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let pty = openpty(None, None).context("cannot make a terminal")?;
     let before = tcgetattr(&pty.slave)?;
     let mut child = spawn(&options.command, &pty.slave)?;
-    let mut session = Session {
-        terminal: File::from(pty.master),
-        log: File::create(&options.log).with_context(|| format!("cannot write {}", options.log.display()))?,
-        unread: Vec::new(),
-        deadline: Instant::now() + Duration::from_secs(options.timeout),
-    };
-    let outcome = session.drive(&steps, &mut child);
+    let mut session = Session::new(pty.master, &options.log, options.timeout)?;
+    let outcome = drive(&mut session, &steps, &mut child);
     if outcome.is_err() {
         child.kill()?;
     }
@@ -63,12 +60,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 impl Step {
-    fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let (kind, value) = text.split_once(':').with_context(|| format!("step {text}: no colon"))?;
         Ok(match kind {
             "wait" => Self::Wait(value.as_bytes().to_vec()),
             "type" => Self::Type(unescape(value)?),
             "paste" => Self::Type(std::fs::read(value).with_context(|| format!("cannot read {value}"))?),
+            "resize" => {
+                let numbers = value.split_once('x').with_context(|| format!("step {text}: no x"))?;
+                Self::Resize(Winsize {
+                    ws_col: numbers.0.parse().with_context(|| format!("step {text}"))?,
+                    ws_row: numbers.1.parse().with_context(|| format!("step {text}"))?,
+                    ws_xpixel: 0,
+                    ws_ypixel: 0,
+                })
+            }
             "signal" => Self::Signal(format!("SIG{value}").parse().with_context(|| format!("step {text}"))?),
             _ => bail!("step {text}: what is {kind}?"),
         })
@@ -85,43 +91,82 @@ fn spawn(words: &[String], terminal: &OwnedFd) -> Result<Child> {
     unsafe {
         command.pre_exec(|| {
             nix::unistd::setsid()?;
-            control_terminal::take(0, 0)?;
+            requests::take(std::io::stdin().as_fd())?;
             Ok(())
         });
     }
     command.spawn().with_context(|| format!("cannot start {program}"))
 }
 
-/// `TIOCSCTTY`: makes the terminal behind a descriptor the controlling one of a new session.
-mod control_terminal {
-    nix::ioctl_write_int_bad!(request, nix::libc::TIOCSCTTY);
+/// Goes through the steps, then reads until the command ends.
+fn drive(session: &mut Session, steps: &[Step], child: &mut Child) -> Result<()> {
+    for step in steps {
+        match step {
+            Step::Signal(signal) => {
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), *signal)?;
+            }
+            Step::Resize(size) => requests::resize(&session.line, size)?,
+            Step::Wait(_) | Step::Type(_) => session.perform(step)?,
+        }
+    }
+    while child.try_wait()?.is_none() {
+        session.step(&[])?;
+    }
+    Ok(())
+}
 
-    pub(super) fn take(descriptor: i32, steal: i32) -> nix::Result<i32> {
+/// What a terminal is asked for by ioctl.
+mod requests {
+    use std::os::fd::{AsRawFd, BorrowedFd};
+
+    use nix::pty::Winsize;
+
+    nix::ioctl_write_int_bad!(control_terminal, nix::libc::TIOCSCTTY);
+    nix::ioctl_write_ptr_bad!(set_size, nix::libc::TIOCSWINSZ, Winsize);
+
+    /// Makes the terminal the controlling one of a new session.
+    pub(super) fn take(terminal: BorrowedFd<'_>) -> nix::Result<()> {
         // SAFETY: the request takes an integer, so the kernel follows no pointer.
-        unsafe { request(descriptor, steal) }
+        unsafe { control_terminal(terminal.as_raw_fd(), 0) }.map(drop)
+    }
+
+    pub(super) fn resize(terminal: &std::fs::File, size: &Winsize) -> nix::Result<()> {
+        // SAFETY: the request reads a window size.
+        unsafe { set_size(terminal.as_raw_fd(), std::ptr::from_ref(size)) }.map(drop)
     }
 }
 
-struct Session {
-    terminal: File,
+/// A line that is typed to and read from.
+pub(crate) struct Session {
+    line: File,
     log: File,
     /// Printed since the last text that was waited for.
     unread: Vec<u8>,
+    /// The other end is gone.
+    ended: bool,
     deadline: Instant,
 }
 
 impl Session {
-    fn drive(&mut self, steps: &[Step], child: &mut Child) -> Result<()> {
-        for step in steps {
-            match step {
-                Step::Wait(text) => self.wait_for(text)?,
-                Step::Type(bytes) => self.type_bytes(bytes)?,
-                Step::Signal(signal) => {
-                    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), *signal)?;
-                }
-            }
+    /// A session on a line, which is given up after so many seconds.
+    pub(crate) fn new(line: OwnedFd, log: &Path, seconds: u64) -> Result<Self> {
+        let log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        Ok(Self { line: line.into(), log, unread: Vec::new(), ended: false, deadline })
+    }
+
+    /// Types or waits.
+    pub(crate) fn perform(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::Wait(text) => self.wait_for(text),
+            Step::Type(bytes) => self.type_bytes(bytes),
+            Step::Resize(_) | Step::Signal(_) => bail!("only a command on a terminal has a size and signals"),
         }
-        while child.try_wait()?.is_none() {
+    }
+
+    /// Reads until the other end is gone.
+    pub(crate) fn read_to_end(&mut self) -> Result<()> {
+        while !self.ended {
             self.step(&[])?;
         }
         Ok(())
@@ -133,6 +178,7 @@ impl Session {
                 self.unread.drain(..at + text.len());
                 return Ok(());
             }
+            ensure!(!self.ended, "the other end is gone before {:?}", String::from_utf8_lossy(text));
             self.step(&[]).with_context(|| format!("waiting for {:?}", String::from_utf8_lossy(text)))?;
         }
     }
@@ -151,7 +197,7 @@ impl Session {
         ensure!(Instant::now() < self.deadline, "the time is over");
         let mut interest = PollFlags::POLLIN;
         interest.set(PollFlags::POLLOUT, !input.is_empty());
-        let mut polled = [PollFd::new(self.terminal.as_fd(), interest)];
+        let mut polled = [PollFd::new(self.line.as_fd(), interest)];
         poll(&mut polled, PollTimeout::from(100_u8))?;
         let ready = polled[0].revents().unwrap_or(PollFlags::empty());
         if ready.contains(PollFlags::POLLIN) {
@@ -159,14 +205,15 @@ impl Session {
         }
         if ready.contains(PollFlags::POLLOUT) {
             // A terminal's buffer holds 4 KiB; more would block with our own output unread.
-            return Ok(self.terminal.write(&input[..input.len().min(256)])?);
+            return Ok(self.line.write(&input[..input.len().min(256)])?);
         }
         Ok(0)
     }
 
     fn take_output(&mut self) -> Result<()> {
         let mut buffer = [0; 4096];
-        let count = self.terminal.read(&mut buffer)?;
+        let count = self.line.read(&mut buffer)?;
+        self.ended |= count == 0;
         self.log.write_all(&buffer[..count])?;
         self.unread.extend_from_slice(&buffer[..count]);
         Ok(())
@@ -175,8 +222,8 @@ impl Session {
     /// Takes what was printed last.
     fn drain(&mut self) -> Result<()> {
         loop {
-            let mut polled = [PollFd::new(self.terminal.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut polled, PollTimeout::ZERO)? == 0 {
+            let mut polled = [PollFd::new(self.line.as_fd(), PollFlags::POLLIN)];
+            if self.ended || poll(&mut polled, PollTimeout::ZERO)? == 0 {
                 return Ok(());
             }
             self.take_output()?;
