@@ -6,9 +6,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::num::Wrapping;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::inflight::{InflightError, Tracker};
 use crate::interrupt::Interrupt;
@@ -150,12 +151,19 @@ pub struct VirtQueue {
     /// Heads of requests that a process before this one took and did not complete.
     recovered: VecDeque<u16>,
     spare: Vec<Chain>,
-    /// Whether anything was pushed since the last signal.
-    pushed: bool,
+    /// Index of the used ring at the last signal.
+    signalled: u16,
 }
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (virtio 1.2, 2.7.7): the driver wants no interrupt, as far as there is no event index.
 const NO_INTERRUPT: u16 = 1;
+/// Layout of the available ring (virtio 1.2, 2.7.6): flags, index, entries, and then the event index.
+const AVAIL_ENTRIES_AT: u64 = 4;
+const AVAIL_ENTRY: u64 = 2;
+/// Layout of the used ring (virtio 1.2, 2.7.8): flags, index, entries of a head and a length.
+const USED_INDEX_AT: u64 = 2;
+const USED_ELEMENTS_AT: u64 = 4;
+const USED_ELEMENT: u64 = 8;
 /// Buffers of a chain that is kept for reuse; a longer one, which only a hostile driver makes, is freed instead.
 const SPARE_CAPACITY: usize = 2048;
 
@@ -188,10 +196,11 @@ impl VirtQueue {
             tracker: None,
             recovered: VecDeque::new(),
             spare: Vec::new(),
-            pushed: false,
+            signalled: setup.state.next_used,
         };
         if let Some(region) = setup.inflight {
             queue.track(region)?;
+            queue.signalled = queue.queue.next_used();
         }
         Ok(queue)
     }
@@ -253,7 +262,7 @@ impl VirtQueue {
     /// Gives a request back to the driver, `written` bytes of its writable buffers being filled.
     ///
     /// The driver is interrupted by [`VirtQueue::signal`].
-    pub fn push(&mut self, mut chain: Chain, written: u32) -> Result<(), QueueError> {
+    pub fn push(&mut self, chain: Chain, written: u32) -> Result<(), QueueError> {
         if let Some(tracker) = &mut self.tracker {
             tracker.completing(chain.head);
         }
@@ -261,13 +270,45 @@ impl VirtQueue {
         if let Some(tracker) = &mut self.tracker {
             tracker.completed(chain.head, self.queue.next_used());
         }
-        self.pushed = true;
+        self.keep_spare(chain);
+        added.map_err(|e| QueueError::Broken(e.to_string()))
+    }
+
+    /// Gives several requests back so that the driver sees all of them or none: the buffers of one network frame
+    /// (virtio 1.2, 5.1.6.4). The list is empty afterwards.
+    pub fn push_together(&mut self, chains: &mut Vec<(Chain, u32)>) -> Result<(), QueueError> {
+        let mut next = Wrapping(self.queue.next_used());
+        for (chain, written) in &*chains {
+            if let Some(tracker) = &mut self.tracker {
+                tracker.completing(chain.head);
+            }
+            let slot = u64::from(next.0 % self.queue.size());
+            let mut element = [0; USED_ELEMENT as usize];
+            element[..2].copy_from_slice(&chain.head.to_le_bytes());
+            element[4..].copy_from_slice(&written.to_le_bytes());
+            // Whether the ring lies in memory was found out when the queue was made.
+            self.memory.write(self.queue.used_ring() + USED_ELEMENTS_AT + USED_ELEMENT * slot, &element)?;
+            next += 1;
+        }
+        let index = GuestAddress(self.queue.used_ring() + USED_INDEX_AT);
+        let stored = self.memory.inner().store(next.0.to_le(), index, Ordering::Release);
+        stored.map_err(|e| QueueError::Broken(e.to_string()))?;
+        self.queue.set_next_used(next.0);
+        for (chain, _) in chains.drain(..) {
+            if let Some(tracker) = &mut self.tracker {
+                tracker.completed(chain.head, next.0);
+            }
+            self.keep_spare(chain);
+        }
+        Ok(())
+    }
+
+    fn keep_spare(&mut self, mut chain: Chain) {
         if chain.readable.capacity().max(chain.writable.capacity()) <= SPARE_CAPACITY {
             chain.readable.clear();
             chain.writable.clear();
             self.spare.push(chain);
         }
-        added.map_err(|e| QueueError::Broken(e.to_string()))
     }
 
     /// Puts the request that was popped last back, as if it had never been taken.
@@ -283,22 +324,28 @@ impl VirtQueue {
 
     /// Interrupts the driver if it wants to know of what was pushed since the last signal.
     pub fn signal(&mut self) -> Result<(), QueueError> {
-        if !std::mem::take(&mut self.pushed) {
-            return Ok(());
-        }
-        let wanted = self.queue.needs_notification(self.memory.inner());
-        let wanted = wanted.map_err(|e| QueueError::Broken(e.to_string()))?;
-        if wanted && (self.queue.event_idx_enabled() || !self.interrupts_off()?) {
+        let used = self.queue.next_used();
+        let last = std::mem::replace(&mut self.signalled, used);
+        if used != last && self.interrupt_wanted(last, used)? {
             self.call.raise();
         }
         Ok(())
     }
 
-    /// The flag of the available ring; `needs_notification` has put the barrier before it.
-    fn interrupts_off(&self) -> Result<bool, QueueError> {
-        let mut flags = [0; 2];
-        self.memory.read(self.queue.avail_ring(), &mut flags)?;
-        Ok(u16::from_le_bytes(flags) & NO_INTERRUPT != 0)
+    /// Whether the driver wants an interrupt for entries of the used ring (virtio 1.2, 2.7.7 and 2.7.8).
+    fn interrupt_wanted(&self, from: u16, to: u16) -> Result<bool, QueueError> {
+        // The driver writes what is read below and then looks at the used ring: one of both sees the other.
+        fence(Ordering::SeqCst);
+        let word = |offset| -> Result<u16, QueueError> {
+            let mut bytes = [0; 2];
+            self.memory.read(self.queue.avail_ring() + offset, &mut bytes)?;
+            Ok(u16::from_le_bytes(bytes))
+        };
+        if !self.queue.event_idx_enabled() {
+            return Ok(word(0)? & NO_INTERRUPT == 0);
+        }
+        let event = word(AVAIL_ENTRIES_AT + AVAIL_ENTRY * u64::from(self.queue.size()))?;
+        Ok(to.wrapping_sub(event).wrapping_sub(1) < to.wrapping_sub(from))
     }
 
     /// Asks the driver for no kicks.

@@ -85,6 +85,28 @@ fn what_was_put_back_is_not_in_flight() {
 }
 
 #[test]
+fn requests_pushed_together_appear_together_and_raise_one_interrupt() {
+    let mut machine = Machine::new();
+    let mut queue = machine.start();
+    for round in 0..5_u64 {
+        let heads: Vec<u16> = (0..3).map(|i| machine.request(i)).collect();
+        let mut chains: Vec<_> = (1..=3).map(|len| (pop(&mut queue), len)).collect();
+        queue.push_together(&mut chains).unwrap();
+        assert!(chains.is_empty());
+        queue.signal().unwrap();
+        assert!(machine.driver.interrupted(), "round {round}");
+        queue.signal().unwrap();
+        assert!(!machine.driver.interrupted(), "nothing is new");
+        let used: Vec<_> = std::iter::from_fn(|| machine.driver.poll_used()).collect();
+        let used: Vec<_> = used.iter().map(|used| (used.head, used.len)).collect();
+        assert_eq!(used, [(heads[0], 1), (heads[1], 2), (heads[2], 3)]);
+    }
+    assert_eq!(queue.state(), QueueState { next_avail: 15, next_used: 15 });
+    drop(queue);
+    assert!(machine.start().pop().unwrap().is_none(), "none is in flight");
+}
+
+#[test]
 fn a_region_of_another_queue_is_refused() {
     let machine = Machine::new();
     drop(machine.start());
