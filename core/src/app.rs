@@ -18,7 +18,7 @@ use crate::hypervisor::kvm::Kvm;
 use crate::hypervisor::{Accelerator, Error};
 use crate::machine::devices::{self, Devices};
 use crate::machine::{self, Machine, Outcome, Protection, layout, life};
-use crate::plugin::search;
+use crate::plugin::{search, tools};
 use crate::stats::Stats;
 use crate::thread;
 use crate::{doctor, eventfd, logging};
@@ -31,8 +31,12 @@ pub fn main() -> Code {
         Ok(level) => level,
         Err(error) => return complain(Code::Usage, &error),
     };
-    if let Some(Command::Doctor { json }) = cli.command {
-        return doctor::run(json);
+    match cli.command {
+        Some(Command::Doctor { json }) => return doctor::run(json),
+        Some(Command::Plugin { arguments }) => {
+            return complain(Code::Usage, &tools::become_tools(&arguments));
+        }
+        None => {}
     }
     if let Some(device) = cli.run.devices.iter().find(|device| device.help) {
         return match search::find(&device.plugin).and_then(|f| Manifest::read(&f).map_err(|e| e.to_string()))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use abi_stable::std_types::{RBox, ROption, RResult, RStr, RString, RVec, Tuple2};
 
 use crate::abi::device::{RawDevice, RawDevice_TO, RawDeviceBox};
-use crate::abi::extension::{Extension, MMIO, VIRTIO};
+use crate::abi::extension::{Extension, MMIO, PANIC, VIRTIO};
 use crate::abi::host::{HostProxy, RawHostArc};
 use crate::abi::{contain, mmio, virtio};
 use crate::log::Scope;
@@ -117,6 +117,10 @@ impl RawDevice for Export {
         match (&self.device, id.as_str()) {
             (Some(Device::Mmio(device)), MMIO) => mmio::export(device.clone(), self.scope),
             (Some(Device::Virtio(device)), VIRTIO) => virtio::export(device.clone(), self.scope),
+            (_, PANIC) => {
+                let _ = contain(self.scope, || panic!("asked to panic"));
+                ROption::RNone
+            }
             _ => ROption::RNone,
         }
     }

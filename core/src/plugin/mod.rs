@@ -2,5 +2,6 @@
 
 pub mod host;
 pub mod profile;
+pub mod tools;
 
 pub use gvmm_plugin_api::host::{argument, search};

@@ -15,6 +15,9 @@ pub const MMIO: &str = "gvmm.mmio/1";
 pub const VIRTIO: &str = "gvmm.virtio/1";
 /// Id of the host's console interface.
 pub const CONSOLE: &str = "gvmm.console/1";
+/// No interface: a plugin that is asked for it panics, catches that, and answers that it has none. So a host finds out
+/// whether a plugin's panics stay in the plugin.
+pub const PANIC: &str = "gvmm.panic/1";
 
 /// A value of a type that only the id tells.
 #[repr(C)]

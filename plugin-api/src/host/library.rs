@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use abi_stable::library::{LibraryError, lib_header_from_path};
-use abi_stable::std_types::{RString, Tuple2};
+use abi_stable::std_types::{RStr, RString, Tuple2};
 
 use super::instance::Instance;
 use super::manifest::{Manifest, PluginError};
+use crate::abi::device::RawDeviceBox;
+use crate::abi::extension::PANIC;
 use crate::abi::host::{Host, export_host};
 use crate::abi::root::PluginRootRef;
 use crate::options::Values;
@@ -64,11 +66,44 @@ impl Library {
 
     /// Makes a device.
     pub fn create(&self, values: &Values, host: Arc<dyn Host>) -> Result<Instance, PluginError> {
+        self.create_unchecked(values.iter(), host)
+    }
+
+    /// As [`Library::create`], with options that nobody has checked: the plugin has to refuse what is wrong itself.
+    pub fn create_unchecked<'v>(
+        &self,
+        options: impl IntoIterator<Item = (&'v str, &'v str)>,
+        host: Arc<dyn Host>,
+    ) -> Result<Instance, PluginError> {
+        let device = self.raw_device(options, host.clone())?;
+        Instance::new(device, &self.manifest, host).map_err(|what| self.refused(what))
+    }
+
+    /// Has a device of the plugin panic, which must end nothing but the call; the host's log then has the panic's
+    /// text, [`Library::PANIC_TEXT`]. A plugin whose panics are not caught ends this process.
+    pub fn provoke_panic(&self, values: &Values, host: Arc<dyn Host>) -> Result<(), PluginError> {
+        let device = self.raw_device(values.iter(), host)?;
+        drop(device.extension(RStr::from(PANIC)));
+        Ok(())
+    }
+
+    /// What a panic asked for by [`Library::provoke_panic`] says.
+    pub const PANIC_TEXT: &str = "asked to panic";
+
+    fn raw_device<'v>(
+        &self,
+        options: impl IntoIterator<Item = (&'v str, &'v str)>,
+        host: Arc<dyn Host>,
+    ) -> Result<RawDeviceBox, PluginError> {
+        let options = options.into_iter();
         let options =
-            values.iter().map(|(name, value)| Tuple2(RString::from(name), RString::from(value))).collect();
-        let device = self.root.create()(options, export_host(host.clone())).into_result();
-        let refused = |what: String| PluginError::Create { device: self.manifest.name.clone(), what };
-        Instance::new(device.map_err(|e| refused(e.into_string()))?, &self.manifest, host).map_err(refused)
+            options.map(|(name, value)| Tuple2(RString::from(name), RString::from(value))).collect();
+        let device = self.root.create()(options, export_host(host)).into_result();
+        device.map_err(|what| self.refused(what.into_string()))
+    }
+
+    fn refused(&self, what: String) -> PluginError {
+        PluginError::Create { device: self.manifest.name.clone(), what }
     }
 }
 

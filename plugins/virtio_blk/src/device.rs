@@ -182,6 +182,9 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
+        if index >= self.config.queues {
+            return Err(format!("there is no queue {index}, only {}", self.config.queues));
+        }
         let queue = self.queue(index, &setup)?;
         self.workers.start(index, setup, queue)
     }

@@ -26,6 +26,11 @@ pub fn bad_plugin(name: &str) -> PathBuf {
     built(&["--package", "bad-plugins", "--example", name], name)
 }
 
+/// As [`bad_plugin`], built so that a panic in it ends the process.
+pub fn bad_plugin_that_aborts(name: &str) -> PathBuf {
+    built_by("rustc", &["--package", "bad-plugins", "--example", name, "--", "-Cpanic=abort"], name)
+}
+
 /// As [`plugin`], with optimisation.
 pub fn release_plugin(package: &str) -> PathBuf {
     built(&["--release", "--package", package], package)
@@ -33,16 +38,21 @@ pub fn release_plugin(package: &str) -> PathBuf {
 
 /// Builds what the arguments say and finds the program or shared library of the target.
 fn built(arguments: &[&str], target: &str) -> PathBuf {
+    built_by("build", arguments, target)
+}
+
+/// As [`built`], by a command of cargo.
+fn built_by(command: &str, arguments: &[&str], target: &str) -> PathBuf {
     static DONE: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let key = arguments.join(" ");
+    let key = format!("{command} {}", arguments.join(" "));
     if let Some(file) = done.get(&key) {
         return file.clone();
     }
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--message-format=json"]).args(arguments).stderr(Stdio::inherit());
+    cargo.args([command, "--quiet", "--message-format=json"]).args(arguments).stderr(Stdio::inherit());
     let output = cargo.output().expect("cargo runs");
-    assert!(output.status.success(), "cargo build {key} failed");
+    assert!(output.status.success(), "cargo {key} failed");
     let file = String::from_utf8_lossy(&output.stdout).lines().find_map(|line| artifact(line, target));
     let file = file.expect("cargo names the file that it built");
     done.insert(key, file.clone());

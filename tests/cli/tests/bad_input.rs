@@ -178,3 +178,16 @@ fn a_device_tells_its_options() {
     assert!(answer.out.contains("  disk=<PATH>  (required)\n"), "{}", answer.out);
     assert!(answer.out.contains("  readonly=<on or off>  (default off)\n"), "{}", answer.out);
 }
+
+#[test]
+fn plugin_commands_are_handed_on_with_their_exit_code() {
+    let bench = Bench::new();
+    // Beside gvmm, where it is looked for.
+    gvmm_built::program("gvmm-plugin");
+    let answer = bench.gvmm("plugin list");
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert!(answer.out.contains("pl031       mmio "), "{}", answer.out);
+    let answer = bench.gvmm("plugin inspect --load nothing");
+    assert_eq!(answer.code, 2);
+    assert!(answer.err.starts_with("gvmm plugin: plugin nothing: "), "{}", answer.err);
+}

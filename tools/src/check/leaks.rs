@@ -1,0 +1,109 @@
+//! Nothing of a device outlives it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use gvmm_plugin_api::host::Instance;
+use gvmm_plugin_api::virtio::QueueState;
+
+use super::bench::start;
+use super::registers;
+use super::report::Verdict;
+use super::subject::Subject;
+use super::work::Plug;
+
+/// Devices after which stacks and heaps have the size that they keep.
+const WARM_UP: usize = 4;
+/// Devices that are counted.
+const ROUNDS: usize = 8;
+/// How long a thread that was joined may still be listed.
+const SETTLE: Duration = Duration::from_secs(2);
+/// What a device gets to begin its work.
+const WORK: Duration = Duration::from_millis(20);
+
+/// What the process has.
+struct Counts {
+    threads: usize,
+    descriptors: usize,
+    /// Bytes of address space.
+    mapped: u64,
+}
+
+impl Counts {
+    fn now() -> Result<Self, String> {
+        let entries = |folder: &str| {
+            let entries = fs::read_dir(folder).map_err(|e| format!("{folder}: {e}"))?;
+            Ok::<_, String>(entries.count())
+        };
+        let maps = fs::read_to_string("/proc/self/maps").map_err(|e| format!("/proc/self/maps: {e}"))?;
+        let mapped = maps.lines().filter_map(size).sum();
+        Ok(Self { threads: entries("/proc/self/task")?, descriptors: entries("/proc/self/fd")?, mapped })
+    }
+}
+
+/// Size of a mapping, from its line (proc_pid_maps(5)).
+fn size(line: &str) -> Option<u64> {
+    let (from, to) = line.split_once(' ')?.0.split_once('-')?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    number(to)?.checked_sub(number(from)?)
+}
+
+pub(super) fn leaks(subject: &Subject) -> Result<Verdict, String> {
+    for _ in 0..WARM_UP {
+        life(subject)?;
+    }
+    let before = Counts::now()?;
+    let mut mapped = vec![before.mapped];
+    for _ in 0..ROUNDS {
+        life(subject)?;
+        settle(before.threads)?;
+        mapped.push(Counts::now()?.mapped);
+    }
+    let after = Counts::now()?;
+    let left = |count: usize| format!("{count} after {ROUNDS} devices were made, used and dropped");
+    if after.threads > before.threads {
+        return Err(format!("threads are left: {}", left(after.threads - before.threads)));
+    }
+    if after.descriptors > before.descriptors {
+        return Err(format!("file descriptors are left: {}", left(after.descriptors - before.descriptors)));
+    }
+    // A heap grows now and then, a leak each time.
+    if mapped.is_sorted_by(|a, b| a < b) {
+        let bytes = after.mapped.saturating_sub(before.mapped);
+        return Err(format!("mappings are left: {bytes} bytes more after {ROUNDS} devices"));
+    }
+    Ok(Verdict::Pass)
+}
+
+/// Waits until threads that have ended are gone.
+fn settle(threads: usize) -> Result<(), String> {
+    let begun = Instant::now();
+    while Counts::now()?.threads > threads && begun.elapsed() < SETTLE {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// A device from its making to its end, with some work between.
+fn life(subject: &Subject) -> Result<(), String> {
+    let made = subject.device()?;
+    match &made.device {
+        Instance::Mmio(device) => {
+            let _lines = start(device)?;
+            registers::some(device, subject.random().next());
+            device.reset();
+        }
+        Instance::Virtio(device) => {
+            let plug = Plug::new(device.clone());
+            let queues = plug.load(&mut subject.random());
+            plug.start_loaded(&queues, &vec![QueueState::default(); queues.len()])?;
+            std::thread::sleep(WORK);
+            // A device that gave up on the requests has no queue to stop.
+            for queue in &queues {
+                device.stop_queue(queue.index);
+            }
+            device.reset();
+        }
+    }
+    Ok(())
+}
