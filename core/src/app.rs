@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use gvmm_plugin_api::host::Manifest;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmm_sys_util::eventfd::EventFd;
@@ -18,7 +17,8 @@ use crate::hypervisor::kvm::Kvm;
 use crate::hypervisor::{Accelerator, Error};
 use crate::machine::devices::{self, Devices};
 use crate::machine::{self, Machine, Outcome, Protection, layout, life};
-use crate::plugin::{search, tools};
+use crate::plugin::provider::Provider;
+use crate::plugin::tools;
 use crate::stats::Stats;
 use crate::thread;
 use crate::{doctor, eventfd, logging};
@@ -39,10 +39,9 @@ pub fn main() -> Code {
         None => {}
     }
     if let Some(device) = cli.run.devices.iter().find(|device| device.help) {
-        return match search::find(&device.plugin).and_then(|f| Manifest::read(&f).map_err(|e| e.to_string()))
-        {
-            Ok(manifest) => {
-                print!("{}", manifest.help());
+        return match Provider::find(device) {
+            Ok(provider) => {
+                print!("{}", provider.manifest.help());
                 Code::PowerOff
             }
             Err(error) => complain(Code::Usage, &error),

@@ -217,4 +217,13 @@ mod tests {
         assert_eq!(value["options"][2]["choices"][1], "b");
         assert_eq!(value["requires"][0], "gvmm.console/1");
     }
+
+    #[cfg(feature = "host")]
+    #[test]
+    fn json_and_descriptor_make_the_same_manifest() {
+        use crate::host::Manifest;
+        const LEN: usize = json_len(&SAMPLE);
+        let read: Manifest = serde_json::from_slice(&json::<LEN>(&SAMPLE)).unwrap();
+        assert_eq!(read, Manifest::from(&SAMPLE));
+    }
 }

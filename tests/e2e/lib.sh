@@ -12,17 +12,23 @@
 #   gunyah DRIVER [NAME=VALUE...]
 #                        gvmm runs on a simulated Gunyah driver from now on, with settings of tests/gunyah-sim
 #   left_nothing         the simulator found nothing open at the end
+#   back_end PROGRAM ARGUMENT...
+#                        a vhost-user back end in the background, as process $back_end
+#   storage_daemon FILE  QEMU's, serving a disk image on disk.sock
+#   gone PROCESS         waits for the end of a process, which must be a success
 #   disk FILE [MIB]      makes a root disk, or an empty disk of that size
 #   expect_status N      the exit code was N
 #   expect_console RE    a line of the console matches (grep -E); no_console RE: none does
 #   expect_message RE    a line of gvmm's messages matches
+#   expect_stats RE      a line of stats.json matches; stat_of COUNTER: the first counter of that name
 #   fail TEXT, skip TEXT
 #
-# $cmdline, $memory and $limit (seconds for one guest) may be changed before a boot.
+# $cmdline, $memory, $limit (seconds for one guest) and $keyboard (file to type from) may be changed before a boot.
 
 cmdline='console=ttyAMA0 quiet panic=-1'
 memory=256M
 limit=120
+keyboard=/dev/null
 initrd=$INITRD
 status=
 plugins=/gvmm/plugins
@@ -77,8 +83,23 @@ start() {
 launch() {
     echo "+ $*"
     : >console.raw
-    timeout -s KILL "$limit" "$@" </dev/null >console.raw 2>gvmm.log &
+    timeout -s KILL "$limit" "$@" <"$keyboard" >console.raw 2>gvmm.log &
     vmm=$!
+}
+
+back_end() {
+    echo "+ $*"
+    "$@" </dev/null >>back_end.log 2>&1 &
+    back_end=$!
+}
+
+storage_daemon() {
+    back_end qemu-storage-daemon --blockdev "driver=file,node-name=disk,filename=$1,locking=off" \
+        --export type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path=disk.sock
+}
+
+gone() {
+    wait "$1" || { cat back_end.log; fail "process $1 ended with status $?"; }
 }
 
 finish() {
@@ -156,4 +177,12 @@ no_console() {
 
 expect_message() {
     grep -Eq -- "$1" gvmm.log || fail "no message of gvmm matches: $1"
+}
+
+expect_stats() {
+    grep -Eq -- "$1" stats.json || { cat stats.json; fail "no line of the statistics matches: $1"; }
+}
+
+stat_of() {
+    sed -nE "s/^ *\"$1\": ([0-9]+),?$/\1/p" stats.json | head -n 1
 }

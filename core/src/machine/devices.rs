@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use gvmm_plugin_api::fdt::FdtNode;
-use gvmm_plugin_api::host::{Instance, Library, Manifest};
+use gvmm_plugin_api::host::Instance;
 use gvmm_plugin_api::interrupt::Interrupt;
 use gvmm_plugin_api::metrics::Metric;
 use gvmm_plugin_api::mmio::MmioDevice;
@@ -22,32 +22,31 @@ use crate::hypervisor::{DoorbellWrite, InterruptLine};
 use crate::plugin::argument::DeviceArgument;
 use crate::plugin::host::DeviceHost;
 use crate::plugin::profile::{self, DefaultDevice};
-use crate::plugin::search;
+use crate::plugin::provider::Provider;
 use crate::virtio::VirtioFunction;
 use crate::virtio::mmio::{LineRoute, MmioTransport, QUEUE_NOTIFY, WINDOW_SIZE};
 
-/// A device that is wanted: its plugin has been read, its options checked, none of its code has run.
+/// A device that is wanted: its options are checked, none of its code has run.
 pub struct WantedDevice {
     id: String,
-    file: std::path::PathBuf,
-    manifest: Manifest,
+    provider: Provider,
     values: Values,
     cmdline: Option<CmdlineRule>,
 }
 
-/// Reads the plugins of the command line and, unless told otherwise, of the default profile.
+/// Finds the plugins of the command line and, unless told otherwise, of the default profile.
 pub fn wanted(arguments: &[DeviceArgument], defaults: bool) -> Result<Vec<WantedDevice>, String> {
     let mut found = Vec::new();
     for argument in arguments {
-        found.push((argument.clone(), read(argument)?, None));
+        found.push((argument.clone(), Provider::find(argument)?, None));
     }
     if defaults {
         let mut machine = Vec::new();
         for DefaultDevice { argument, cmdline } in profile::default_devices()? {
-            let (file, manifest) = read(&argument)?;
+            let provider = Provider::find(&argument)?;
             // A device of the command line takes the place of the default one of its kind.
-            if !found.iter().any(|(_, (_, other), _)| other.id == manifest.id) {
-                machine.push((argument, (file, manifest), cmdline));
+            if !found.iter().any(|(_, other, _)| other.manifest.id == provider.manifest.id) {
+                machine.push((argument, provider, cmdline));
             }
         }
         machine.append(&mut found);
@@ -60,18 +59,12 @@ pub fn wanted(arguments: &[DeviceArgument], defaults: bool) -> Result<Vec<Wanted
         }
     }
     let mut wanted = Vec::new();
-    for (argument, (file, manifest), cmdline) in found {
-        let values = manifest.check(argument.pairs()).map_err(|e| e.to_string())?;
-        let id = argument.id.clone().unwrap_or_else(|| free_id(&mut ids, &manifest.name));
-        wanted.push(WantedDevice { id, file, manifest, values, cmdline });
+    for (argument, provider, cmdline) in found {
+        let values = provider.manifest.check(argument.pairs()).map_err(|e| e.to_string())?;
+        let id = argument.id.clone().unwrap_or_else(|| free_id(&mut ids, &provider.manifest.name));
+        wanted.push(WantedDevice { id, provider, values, cmdline });
     }
     Ok(wanted)
-}
-
-fn read(argument: &DeviceArgument) -> Result<(std::path::PathBuf, Manifest), String> {
-    let file = search::find(&argument.plugin)?;
-    let manifest = Manifest::read(&file).map_err(|e| e.to_string())?;
-    Ok((file, manifest))
 }
 
 /// `name`, or with the smallest number behind it that makes it new.
@@ -115,6 +108,8 @@ pub struct DeviceReport {
 #[derive(Default)]
 pub struct Devices {
     plugged: Vec<Plugged>,
+    /// Whether other processes serve devices and have to map guest memory.
+    pub share_memory: bool,
     /// Register accesses go here.
     pub bus: Bus,
     /// Nodes for the device tree.
@@ -133,12 +128,9 @@ impl Devices {
         let mut devices = Self::default();
         let mut map = Allocator::default();
         for want in wanted {
-            let library = Library::load(&want.file, max_level).map_err(|e| {
-                tracing::debug!("{e:?}");
-                e.to_string()
-            })?;
             let host = Arc::new(DeviceHost::new(&want.id, consoles.clone()));
-            let instance = library.create(&want.values, host.clone()).map_err(|e| e.to_string())?;
+            let instance = want.provider.create(&want.values, host.clone(), max_level)?;
+            devices.share_memory |= want.provider.shares_memory();
             let named = |error: String| format!("device {}: {error}", want.id);
             let kind = match instance {
                 Instance::Mmio(device) => devices.plug_mmio(&want.id, device, &mut map).map_err(named)?,
@@ -149,7 +141,7 @@ impl Devices {
             devices.cmdline.extend(want.cmdline.clone());
             devices.plugged.push(Plugged {
                 id: want.id.clone(),
-                plugin: want.manifest.name.clone(),
+                plugin: want.provider.manifest.name.clone(),
                 host,
                 kind,
             });

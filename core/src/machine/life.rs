@@ -152,7 +152,8 @@ fn new_ram(machine: &Machine) -> Result<RamBuilder, Failure> {
         Protection::Lent { window, firmware } => (memory::Protection::Lent { window }, firmware),
     };
     let source = machine.accelerator.memory_source();
-    let mut ram = RamBuilder::with_source(RAM_BASE, machine.memory, Backing::Anonymous, protection, source)?;
+    let backing = if machine.devices.share_memory { Backing::Memfd } else { Backing::Anonymous };
+    let mut ram = RamBuilder::with_source(RAM_BASE, machine.memory, backing, protection, source)?;
     if firmware {
         ram.add_lent(FIRMWARE_BASE, FIRMWARE_SIZE)?;
     }

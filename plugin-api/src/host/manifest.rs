@@ -9,8 +9,8 @@ use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection, ReadCache, ReadRef};
 use serde::{Deserialize, Serialize};
 
-use crate::descriptor::{API_VERSION, SECTION};
-use crate::options::{KindRef, OptionError, SpecRef, Values};
+use crate::descriptor::{API_VERSION, Descriptor, Kind, SECTION};
+use crate::options::{KindRef, OptionError, OptionKind, OptionSpec, Presence, SpecRef, Values};
 
 /// Largest plugin file that is read.
 const MAX_FILE: u64 = 256 << 20;
@@ -191,6 +191,57 @@ impl Manifest {
             text.push_str("  no options\n");
         }
         text
+    }
+}
+
+impl From<&Descriptor> for Manifest {
+    fn from(descriptor: &Descriptor) -> Self {
+        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        let (kind, virtio_type) = match descriptor.kind {
+            Kind::Mmio => ("mmio", None),
+            Kind::Virtio(number) => ("virtio", Some(number)),
+        };
+        Self {
+            api: API_VERSION,
+            id: descriptor.id.to_owned(),
+            name: descriptor.name.to_owned(),
+            version: descriptor.version.to_owned(),
+            vendor: descriptor.vendor.to_owned(),
+            url: descriptor.url.to_owned(),
+            description: descriptor.description.to_owned(),
+            license: descriptor.license.to_owned(),
+            kind: kind.to_owned(),
+            virtio_type,
+            requires: owned(descriptor.requires),
+            syscalls: owned(descriptor.syscalls),
+            options: descriptor.options.iter().map(ManifestOption::from).collect(),
+        }
+    }
+}
+
+impl From<&OptionSpec> for ManifestOption {
+    fn from(spec: &OptionSpec) -> Self {
+        let kind = match spec.kind {
+            OptionKind::Text => ManifestKind::Text,
+            OptionKind::Path(access) => ManifestKind::Path { access: access.word().to_owned() },
+            OptionKind::Integer { min, max } => ManifestKind::Integer { min, max },
+            OptionKind::Size { min, max } => ManifestKind::Size { min, max },
+            OptionKind::Flag => ManifestKind::Flag,
+            OptionKind::Fd => ManifestKind::Fd,
+            OptionKind::Choice(words) => {
+                ManifestKind::Choice { choices: words.iter().map(|word| (*word).to_owned()).collect() }
+            }
+        };
+        Self {
+            name: spec.name.to_owned(),
+            help: spec.help.trim().to_owned(),
+            required: spec.presence == Presence::Required,
+            default: match spec.presence {
+                Presence::Default(value) => Some(value.to_owned()),
+                Presence::Required | Presence::Optional => None,
+            },
+            kind,
+        }
     }
 }
 

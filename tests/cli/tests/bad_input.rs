@@ -191,3 +191,26 @@ fn plugin_commands_are_handed_on_with_their_exit_code() {
     assert_eq!(answer.code, 2);
     assert!(answer.err.starts_with("gvmm plugin: plugin nothing: "), "{}", answer.err);
 }
+
+#[test]
+fn the_front_end_of_vhost_user_tells_its_options_as_plugins_do() {
+    let answer = Bench::new().gvmm("--device vhost-user,help");
+    assert_eq!((answer.code, answer.err.as_str()), (0, ""));
+    assert!(answer.out.contains("  type=<text>  (required)\n"), "{}", answer.out);
+    assert!(answer.out.contains("  heartbeat=<a number from 0 to 3600>  (default 0)\n"), "{}", answer.out);
+}
+
+#[test]
+fn back_ends_that_cannot_be_used_are_refused() {
+    let bench = Bench::new();
+    for (options, text) in [
+        ("socket=s", "device vhost-user: option 'type' is missing: add type=text"),
+        ("type=blk", "device vhost-user: option 'socket': give either socket=PATH or fd=NUMBER"),
+        ("type=block,socket=s", "device vhost-user: option 'type': there is no device type 'block'"),
+        ("type=blk,soket=s", "device vhost-user: unknown option 'soket'; did you mean 'socket'?"),
+        ("type=blk,socket=s,wait=0", "device vhost-user: socket s: No such file or directory"),
+        ("type=blk,fd=77", "device vhost-user: option 'fd': 77: Bad file "),
+    ] {
+        refused(&bench, &format!("--kernel Image --device vhost-user,{options}"), text);
+    }
+}

@@ -17,7 +17,7 @@ use super::peer::{Peer, PeerError};
 use super::shape::Shape;
 use crate::protocol::features::{RESET_DEVICE, STATUS};
 use crate::protocol::payload::Config;
-use crate::protocol::request;
+use crate::protocol::{Channel, request};
 
 /// Pause between attempts to reach a back end that is being started.
 const START_PAUSE: Duration = Duration::from_millis(20);
@@ -39,8 +39,7 @@ impl RemoteDevice {
         mut connector: Box<dyn Connector>,
         host: Arc<dyn Host>,
     ) -> Result<Self, String> {
-        let (peer, shape, config) = first_contact(&settings, &mut *connector)?;
-        let watch = Watch::of(&peer).map_err(|e| e.to_string())?;
+        let Contact { peer, watch, shape, config } = first_contact(&settings, &mut *connector)?;
         let link = Link::new(settings, host, shape, config, peer);
         let link = Arc::new(link.map_err(|e| format!("cannot make an eventfd: {e}"))?);
         let watched = link.clone();
@@ -51,27 +50,35 @@ impl RemoteDevice {
     }
 }
 
+/// A back end with which a handshake has been made, and what it serves.
+struct Contact {
+    peer: Peer,
+    watch: Watch,
+    shape: Shape,
+    config: Vec<u8>,
+}
+
+impl Contact {
+    fn new(channel: Channel, settings: &Settings) -> Result<Self, PeerError> {
+        let peer = Peer::negotiate(channel, settings.timeout)?;
+        let (shape, config) = Shape::of(&peer, settings)?;
+        let watch = Watch::of(&peer)?;
+        Ok(Self { peer, watch, shape, config })
+    }
+}
+
 /// The first handshake, repeated whole until it succeeds or the time is over.
-fn first_contact(
-    settings: &Settings,
-    connector: &mut dyn Connector,
-) -> Result<(Peer, Shape, Vec<u8>), String> {
+fn first_contact(settings: &Settings, connector: &mut dyn Connector) -> Result<Contact, String> {
     let begun = Instant::now();
     loop {
         let error = match connector.connect() {
             Err(error) => error,
-            Ok(channel) => {
-                let found = Peer::negotiate(channel, settings.timeout)
-                    .and_then(|peer| Shape::of(&peer, settings).map(|(shape, config)| (peer, shape, config)));
-                match found {
-                    Ok(found) => return Ok(found),
-                    // Another try would find the same.
-                    Err(error @ (PeerError::Unfit(_) | PeerError::Refused(_))) => {
-                        return Err(error.to_string());
-                    }
-                    Err(error) => error.to_string(),
-                }
-            }
+            Ok(channel) => match Contact::new(channel, settings) {
+                Ok(contact) => return Ok(contact),
+                // Another try would find the same.
+                Err(error @ (PeerError::Unfit(_) | PeerError::Refused(_))) => return Err(error.to_string()),
+                Err(error) => error.to_string(),
+            },
         };
         connector.lost();
         if begun.elapsed() >= settings.wait || !connector.can_return() {

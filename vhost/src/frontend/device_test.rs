@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use super::options::Options;
 use crate::backend::host::BackendHost;
 use crate::backend::server::{End, serve};
-use crate::protocol::features::{CONFIG, INFLIGHT_SHMFD, PROTOCOL_FEATURES, REPLY_ACK};
+use crate::protocol::features::{BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, PROTOCOL_FEATURES, REPLY_ACK};
 use crate::protocol::payload::{Inflight, Payload, VringState};
 use crate::protocol::{Channel, Deadline, Message, flag, request};
 use crate::testing::{Copier, F_COPIER, IN, OUT, QUEUE_SIZE, Recorder, copy_request};
@@ -282,6 +282,25 @@ fn good_answer(message: &Message, offer: Offer) -> Option<Vec<u8>> {
         }
         _ => message.needs_reply().then(|| 0_u64.encode()),
     }
+}
+
+#[test]
+fn a_back_end_that_dies_in_the_first_handshake_is_waited_for() {
+    let place = Arc::new(Place::new());
+    let offer = Offer { protocol: PLAIN.protocol | BACKEND_REQ, ..PLAIN };
+    let puppet = Puppet::start(&place, offer, |message| match message.code {
+        request::SET_BACKEND_REQ_FD => Act::Close,
+        _ => Act::Normal,
+    });
+    let second = place.clone();
+    let next = std::thread::spawn(move || {
+        puppet.thread.join().unwrap();
+        Served::start(&second)
+    });
+    let machine = connect(&place.path, &[]).unwrap();
+    machine.copies(&mut machine.start(0), b"served by the second");
+    drop(machine);
+    next.join().unwrap().thread.join().unwrap();
 }
 
 #[test]

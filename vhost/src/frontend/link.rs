@@ -26,6 +26,8 @@ use crate::protocol::{Channel, ChannelError, Deadline, backend_request, flag, re
 const AT_ONCE: Duration = Duration::from_millis(250);
 /// Back ends in a row that ended at once, after which what is in flight is blamed for it.
 const MAX_AT_ONCE: u32 = 16;
+/// Attempts in a row that may fail before that is told: whoever starts the back end again takes a moment.
+const QUIET_ATTEMPTS: u32 = 4;
 /// The first pause between attempts to connect; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The longest pause between attempts to connect.
@@ -372,7 +374,7 @@ impl Link {
                     self.counters.failed_attempts.add(1);
                     failures = failures.saturating_add(1);
                     // Ever more rarely: a back end may be away for days.
-                    if failures.is_power_of_two() {
+                    if failures >= QUIET_ATTEMPTS && failures.is_power_of_two() {
                         self.host.log(
                             2,
                             "vhost-user",
