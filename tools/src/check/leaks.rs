@@ -52,11 +52,11 @@ pub(super) fn leaks(subject: &Subject) -> Result<Verdict, String> {
     for _ in 0..WARM_UP {
         life(subject)?;
     }
-    let before = Counts::now()?;
+    let before = steady()?;
     let mut mapped = vec![before.mapped];
     for _ in 0..ROUNDS {
         life(subject)?;
-        settle(before.threads)?;
+        settle(&before)?;
         mapped.push(Counts::now()?.mapped);
     }
     let after = Counts::now()?;
@@ -75,10 +75,25 @@ pub(super) fn leaks(subject: &Subject) -> Result<Verdict, String> {
     Ok(Verdict::Pass)
 }
 
-/// Waits until threads that have ended are gone.
-fn settle(threads: usize) -> Result<(), String> {
+/// What the process has once it does not change any more.
+fn steady() -> Result<Counts, String> {
     let begun = Instant::now();
-    while Counts::now()?.threads > threads && begun.elapsed() < SETTLE {
+    let mut last = Counts::now()?;
+    loop {
+        std::thread::sleep(WORK);
+        let now = Counts::now()?;
+        if (now.threads, now.descriptors) == (last.threads, last.descriptors) || begun.elapsed() > SETTLE {
+            return Ok(now);
+        }
+        last = now;
+    }
+}
+
+/// Waits until threads that have ended are gone, and the far ends of connections with them.
+fn settle(before: &Counts) -> Result<(), String> {
+    let begun = Instant::now();
+    let left = |now: Counts| now.threads > before.threads || now.descriptors > before.descriptors;
+    while left(Counts::now()?) && begun.elapsed() < SETTLE {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())

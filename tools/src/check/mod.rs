@@ -40,7 +40,8 @@ const VERDICT: &str = "@verdict ";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Path or name of a plugin with the options of its device. The files that these name are written to. A required
-    /// option that is left out gets a value by itself; a file, for example, one of 1 MiB
+    /// option that is left out gets a value by itself; a file, for example, one of 1 MiB. The value `{socket}` is a Unix
+    /// socket on which somebody listens
     #[arg(value_name = "PLUGIN[,KEY=VALUE...]", required_unless_present = "list")]
     plugin: Option<String>,
     /// List the tests instead

@@ -1,8 +1,9 @@
 //! The plugin under test and the devices it makes.
 
-use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
 use gvmm_plugin_api::host::argument::DeviceArgument;
 use gvmm_plugin_api::host::manifest::{ManifestKind, ManifestOption};
@@ -17,6 +18,8 @@ use super::random::Random;
 
 /// Size of a file that is made for an option.
 const FILE_SIZE: u64 = 1 << 20;
+/// An option value that stands for a Unix socket on which somebody listens.
+const SOCKET: &str = "{socket}";
 /// Log level asked for: enough for a panic's text.
 const LOG_LEVEL: u8 = 2;
 
@@ -47,6 +50,10 @@ impl Subject {
         let folder = tempfile::tempdir().map_err(|e| format!("cannot make a folder: {e}"))?;
         let mut made_files = Vec::new();
         let mut given: Vec<(String, String)> = device.options.clone();
+        for (name, value) in given.iter_mut().filter(|(_, value)| value == SOCKET) {
+            *value = folder.path().join(&*name).display().to_string();
+            listen(value)?;
+        }
         for option in &library.manifest().options {
             if !option.required || given.iter().any(|(name, _)| *name == option.name) {
                 continue;
@@ -114,14 +121,29 @@ impl Subject {
     }
 }
 
+/// Listens on a Unix socket for the rest of the process, and swallows what it is sent.
+fn listen(path: &str) -> Result<(), String> {
+    let listener = UnixListener::bind(path).map_err(|e| format!("socket {path}: {e}"))?;
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let mut connection: UnixStream = connection;
+            std::thread::spawn(move || io::copy(&mut connection, &mut io::sink()));
+        }
+    });
+    Ok(())
+}
+
 /// A value for an option of which nothing but the type is known.
 fn suitable(option: &ManifestOption, folder: &Path) -> Result<String, String> {
     let name = &option.name;
     Ok(match &option.kind {
-        ManifestKind::Path { access } if access == "connect" => {
-            return Err(format!("option '{name}' names a socket: add ,{name}=PATH to the plugin"));
+        ManifestKind::Path { access } => {
+            let path = folder.join(name).display().to_string();
+            if access == "connect" {
+                listen(&path)?;
+            }
+            path
         }
-        ManifestKind::Path { .. } => folder.join(name).display().to_string(),
         ManifestKind::Integer { min, .. } | ManifestKind::Size { min, .. } => min.to_string(),
         ManifestKind::Flag => "off".to_owned(),
         ManifestKind::Choice { choices } => choices.first().cloned().unwrap_or_default(),

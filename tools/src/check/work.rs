@@ -64,6 +64,14 @@ impl Plug {
         Self { features, ..Self::with_memory(device, memory) }
     }
 
+    /// With queues no larger than these.
+    pub(super) fn with_sizes(mut self, sizes: &[u16]) -> Self {
+        for (size, limit) in self.sizes.iter_mut().zip(sizes) {
+            *size = (*size).min(*limit);
+        }
+        self
+    }
+
     /// With the memory of another device.
     pub(super) fn with_memory(device: Arc<dyn VirtioDevice>, memory: Arc<FakeMemory>) -> Self {
         let traits = device.traits();
