@@ -7,6 +7,7 @@ mod check;
 mod child;
 mod inspect;
 mod list;
+mod new;
 mod output;
 
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Puts a plugin through the conformance tests, each in a process of its own
     Check(check::Arguments),
+    /// Begins a plugin: a crate with a device, options, tests and a CI file
+    New(new::Arguments),
     /// Loads a plugin and ends
     #[command(hide = true)]
     Load(inspect::LoadArguments),
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::List(arguments) => list::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::New(arguments) => new::run(&arguments),
         Command::Load(arguments) => inspect::load(&arguments),
     };
     ExitCode::from(done.unwrap_or_else(|error| {
