@@ -1,9 +1,10 @@
 //! What this host has and allows, read from the kernel's files. Nothing here changes anything but
-//! [`memlock::allow`], which says so.
+//! [`memlock::allow`] and [`resident::trim`], which say so.
 
 pub mod cores;
 pub mod memlock;
 pub mod pieces;
+pub mod resident;
 pub mod security;
 
 /// Value of a `name:` line of a file such as `/proc/self/status`.

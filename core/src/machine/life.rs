@@ -7,6 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::vcpu::{ExitCounts, VcpuThreads};
 use super::{Machine, Protection, cmdline, layout, wait_for};
 use crate::device_tree::Seed;
+use crate::host::resident;
 use crate::hypervisor::plan::{FIRMWARE_BASE, FIRMWARE_SIZE};
 use crate::hypervisor::retry::MaybeTransient;
 use crate::hypervisor::{self, End, FirmwareRange, Vm, VmPlan};
@@ -95,6 +96,7 @@ impl Life {
         machine.devices.attach(&ram.shared());
         let started = machine.accelerator.start(&plan, &ram).inspect_err(|_| machine.devices.detach())?;
         let ended = Arc::new(eventfd::new().map_err(|e| failed(format!("cannot make an eventfd: {e}")))?);
+        resident::trim();
         match VcpuThreads::start(started.vcpus, &machine.devices, ended.clone()) {
             Ok(threads) => Ok(Self { threads, vm: started.vm, ended, ram }),
             Err(message) => {
