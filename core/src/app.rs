@@ -19,9 +19,9 @@ use crate::machine::devices::{self, Devices};
 use crate::machine::{self, Machine, Outcome, Protection, layout, life};
 use crate::plugin::provider::Provider;
 use crate::plugin::tools;
-use crate::stats::Stats;
+use crate::stats::{Stats, StatsFile};
 use crate::thread;
-use crate::{doctor, eventfd, logging};
+use crate::{doctor, eventfd, loader, logging};
 
 /// Runs gvmm with the process's own arguments.
 pub fn main() -> Code {
@@ -65,6 +65,8 @@ fn run(arguments: &RunArguments, begun: Instant, level: u8) -> Result<Outcome, S
     let kernel = arguments.kernel.clone().ok_or("--kernel is missing: give a Linux arm64 Image")?;
     let protection = protection(arguments)?;
     check_vcpus(arguments.cpus)?;
+    loader::check(&kernel, arguments.initrd.as_deref()).map_err(|error| error.to_string())?;
+    let stats_file = arguments.stats.as_deref().map(StatsFile::open).transpose()?;
     let wanted = devices::wanted(&arguments.devices, !arguments.no_defaults)?;
     let accelerator = accelerator(arguments.accel, arguments.dump_dtb.is_some())?;
     let stop = Arc::new(eventfd::new().map_err(|e| format!("cannot make an eventfd: {e}"))?);
@@ -91,8 +93,8 @@ fn run(arguments: &RunArguments, begun: Instant, level: u8) -> Result<Outcome, S
     let outcome = machine::run(&machine, &stop, begun, &mut stats);
     drop(machine);
     consoles.close();
-    if let Some(file) = &arguments.stats {
-        stats.write(file)?;
+    if let Some(file) = stats_file {
+        file.write(&stats)?;
     }
     Ok(outcome)
 }

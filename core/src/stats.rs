@@ -1,7 +1,9 @@
 //! `--stats`: what happened, as JSON, written when gvmm ends.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -91,12 +93,58 @@ impl Stats {
         self.seconds_to_first_instruction = to_first_instruction.as_secs_f64();
         self.seconds_running = running.as_secs_f64();
     }
+}
+
+/// Where the report goes.
+#[derive(Debug)]
+pub struct StatsFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl StatsFile {
+    /// Opens the file before anything is started, so that no run is wasted on a path that cannot be written. What it
+    /// holds stays until there is a new report.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let file = File::options().write(true).create(true).truncate(false).open(path);
+        Ok(Self { path: path.to_owned(), file: file.map_err(|error| failed(path, &error))? })
+    }
 
     /// Writes the report.
-    pub fn write(&self, path: &Path) -> Result<(), String> {
-        let failed = |error: &dyn std::fmt::Display| format!("statistics file {}: {error}", path.display());
-        let mut json = serde_json::to_string_pretty(self).map_err(|e| failed(&e))?;
+    pub fn write(mut self, stats: &Stats) -> Result<(), String> {
+        let mut json = serde_json::to_string_pretty(stats).map_err(|error| failed(&self.path, &error))?;
         json.push('\n');
-        std::fs::write(path, json).map_err(|e| failed(&e))
+        // A pipe or a terminal has no length.
+        if self.file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            self.file.set_len(0).map_err(|error| failed(&self.path, &error))?;
+        }
+        self.file.write_all(json.as_bytes()).map_err(|error| failed(&self.path, &error))
+    }
+}
+
+fn failed(path: &Path, error: &dyn std::fmt::Display) -> String {
+    format!("statistics file {}: {error}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_cannot_be_written_is_refused_at_once() {
+        let error = StatsFile::open(Path::new("/proc/none/stats.json")).unwrap_err();
+        assert_eq!(error, "statistics file /proc/none/stats.json: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn a_new_report_takes_the_place_of_an_older_and_longer_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stats.json");
+        std::fs::write(&path, "x".repeat(100_000)).unwrap();
+        let file = StatsFile::open(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 100_000);
+        file.write(&Stats::default()).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(report["lives"], 0);
     }
 }

@@ -54,6 +54,20 @@ pub struct Loaded {
     pub initrd: Option<Initrd>,
 }
 
+/// Looks at the beginning of the files, so that a wrong one is told before anything is set up. What can be read once
+/// only, such as a pipe, is left to [`load`].
+pub fn check(kernel: &Path, initrd: Option<&Path>) -> Result<(), Error> {
+    let once = |path: &Path| path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir());
+    if !once(kernel) {
+        let source = open_kernel(kernel)?;
+        ImageHeader::parse(source.head(), kernel)?;
+    }
+    if let Some(initrd) = initrd.filter(|initrd| !once(initrd)) {
+        Source::open("initrd", initrd)?;
+    }
+    Ok(())
+}
+
 /// Loads the files into guest memory.
 ///
 /// # Errors
@@ -72,6 +86,11 @@ pub fn load(ram: &mut RamBuilder, kernel: &Path, initrd: Option<&Path>) -> Resul
 
 /// Loads the kernel and returns the first address behind it.
 fn load_kernel(ram: &mut RamBuilder, path: &Path) -> Result<u64, Error> {
+    place_image(ram, open_kernel(path)?)
+}
+
+/// Opens a kernel; what is read is an Image, unpacked if need be.
+fn open_kernel(path: &Path) -> Result<Source, Error> {
     let mut source = Source::open("kernel", path)?;
     let mut format = Format::of(source.head());
     if let Format::Compressed { compression, payload } = format {
@@ -79,7 +98,7 @@ fn load_kernel(ram: &mut RamBuilder, path: &Path) -> Result<u64, Error> {
         format = Format::of(source.head());
     }
     match format {
-        Format::Image => place_image(ram, source),
+        Format::Image => Ok(source),
         Format::Compressed { compression, .. } => {
             Err(source.foreign(&format!("data compressed with {}", compression.name()), "unpack it by hand"))
         }

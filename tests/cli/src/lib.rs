@@ -34,7 +34,7 @@ impl Bench {
         fs::create_dir(bench.path("plugins")).unwrap();
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins");
         fs::copy(sources.join("default.toml"), bench.path("plugins/default.toml")).unwrap();
-        for name in ["pl011", "pl031", "virtio_blk"] {
+        for name in ["pl011", "pl031", "virtio_console", "virtio_blk"] {
             bench.install(name, &gvmm_built::plugin(name));
         }
         bench
