@@ -16,6 +16,7 @@ use crate::hypervisor::gunyah::Gunyah;
 use crate::hypervisor::kvm::Kvm;
 use crate::hypervisor::{Accelerator, Error};
 use crate::machine::devices::{self, Devices};
+use crate::machine::transport::Transport;
 use crate::machine::{self, Machine, Outcome, Protection, layout, life};
 use crate::plugin::provider::Provider;
 use crate::plugin::tools;
@@ -42,6 +43,9 @@ pub fn main() -> Code {
         return match Provider::find(device) {
             Ok(provider) => {
                 print!("{}", provider.manifest.help());
+                if Transport::applies_to(&provider.manifest.kind) {
+                    print!("{}", Transport::HELP);
+                }
                 Code::PowerOff
             }
             Err(error) => complain(Code::Usage, &error),

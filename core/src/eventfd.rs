@@ -23,3 +23,11 @@ pub fn signal(event: &EventFd) {
     // The only failure is a full counter: it is signalled already.
     let _ = event.write(1);
 }
+
+/// Whether an eventfd is signalled; it stays so.
+pub fn is_signalled(event: &EventFd) -> bool {
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: the pointer is to one pollfd, and the descriptor is open as long as `event` is borrowed.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready > 0 && poll.revents & libc::POLLIN != 0
+}

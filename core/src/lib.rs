@@ -14,6 +14,7 @@ pub mod loader;
 mod logging;
 pub mod machine;
 pub mod memory;
+pub mod pci;
 pub mod plugin;
 pub mod stats;
 mod thread;

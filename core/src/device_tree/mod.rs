@@ -5,6 +5,7 @@
 //! counts of the root's first child for all of the root's children.
 
 mod device;
+mod pci;
 mod platform;
 #[cfg(test)]
 pub(crate) mod reader;
@@ -19,6 +20,7 @@ use crate::hypervisor::{self, Accelerator, VmPlan};
 use crate::loader::Initrd;
 
 pub use device::PlacedNode;
+pub use pci::PciNode;
 
 /// Longest kernel command line (`COMMAND_LINE_SIZE` of arm64 Linux, which includes a NUL). The kernel cuts a longer
 /// one without a word.
@@ -37,6 +39,8 @@ pub struct Description<'a> {
     pub initrd: Option<Initrd>,
     /// Devices in the order of the command line.
     pub nodes: &'a [PlacedNode],
+    /// The PCI host, if there are devices on it.
+    pub pci: Option<PciNode>,
     /// Randomness for the guest; without it the same machine always has the same tree.
     pub seed: Option<Seed>,
 }
@@ -159,8 +163,11 @@ fn write(
     platform::write_cpus(vcpus, &mut fdt)?;
     platform::write_psci(&mut fdt)?;
     platform::write_timer(&mut fdt)?;
-    platform::write_gic(plan, &mut fdt)?;
+    platform::write_gic(plan, description.pci.as_ref(), &mut fdt)?;
     device::write_all(nodes, pool, &mut fdt)?;
+    if let Some(host) = &description.pci {
+        pci::write_host(host, pool, &mut fdt)?;
+    }
     accelerator.describe(plan, &mut fdt)?;
     fdt.end_node(root)?;
     Ok(pad(fdt.finish()?))

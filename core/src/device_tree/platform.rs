@@ -2,7 +2,7 @@
 
 use vm_fdt::FdtWriter;
 
-use super::{Description, Error, device};
+use super::{Description, Error, PciNode, device, pci};
 use crate::hypervisor::VmPlan;
 use crate::hypervisor::plan::{GIC_DISTRIBUTOR_SIZE, GIC_PATH, GIC_REDISTRIBUTOR_SIZE, mpidr};
 use crate::memory::{MemoryRange, RegionKind};
@@ -11,8 +11,10 @@ use crate::memory::{MemoryRange, RegionKind};
 pub(super) const GIC_PHANDLE: u32 = 1;
 /// Phandle of the shared window.
 const WINDOW_PHANDLE: u32 = 2;
+/// Phandle of the GICv2m frame.
+pub(super) const V2M_PHANDLE: u32 = 3;
 /// First phandle that is free for the nodes of devices.
-pub(super) const FIRST_FREE_PHANDLE: u32 = 3;
+pub(super) const FIRST_FREE_PHANDLE: u32 = 4;
 
 /// Interrupt specifiers of GICv3 (Linux bindings, interrupt-controller/arm,gic-v3): type and trigger.
 pub(super) const GIC_SPI: u32 = 0;
@@ -114,7 +116,7 @@ pub(super) fn write_timer(fdt: &mut FdtWriter) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn write_gic(plan: &VmPlan<'_>, fdt: &mut FdtWriter) -> Result<(), Error> {
+pub(super) fn write_gic(plan: &VmPlan<'_>, pci: Option<&PciNode>, fdt: &mut FdtWriter) -> Result<(), Error> {
     let redistributors = GIC_REDISTRIBUTOR_SIZE * u64::from(plan.vcpus);
     let gic = fdt.begin_node(GIC_PATH.trim_start_matches('/'))?;
     fdt.property_string("compatible", "arm,gic-v3")?;
@@ -126,6 +128,9 @@ pub(super) fn write_gic(plan: &VmPlan<'_>, fdt: &mut FdtWriter) -> Result<(), Er
     let windows = [plan.gic.distributor, GIC_DISTRIBUTOR_SIZE, plan.gic.redistributors, redistributors];
     fdt.property_array_u64("reg", &windows)?;
     fdt.property_phandle(GIC_PHANDLE)?;
+    if let Some(pci) = pci {
+        pci::write_frame(pci, fdt)?;
+    }
     fdt.end_node(gic)?;
     Ok(())
 }

@@ -46,6 +46,7 @@ struct Bench {
     cmdline: String,
     initrd: Option<Initrd>,
     nodes: Vec<PlacedNode>,
+    pci: Option<PciNode>,
     seed: Option<Seed>,
     limit: usize,
 }
@@ -54,7 +55,7 @@ impl Default for Bench {
     fn default() -> Self {
         let memory = vec![MemoryRange { base: RAM_BASE, size: 256 * MIB, kind: RegionKind::Shared }];
         let (cmdline, nodes) = ("quiet".to_owned(), vec![console(), disk()]);
-        Self { memory, vcpus: 2, cmdline, initrd: None, nodes, seed: None, limit: 10 * 1024 }
+        Self { memory, vcpus: 2, cmdline, initrd: None, nodes, pci: None, seed: None, limit: 10 * 1024 }
     }
 }
 
@@ -87,6 +88,7 @@ impl Bench {
             firmware: None,
             gic: GicLayout { distributor: 0x3fff_0000, redistributors: 0x3ffb_0000 },
             lines: &[],
+            message_spis: 0..0,
             doorbells: &[],
         };
         let description = Description {
@@ -94,6 +96,7 @@ impl Bench {
             cmdline: &self.cmdline,
             initrd: self.initrd,
             nodes: &self.nodes,
+            pci: self.pci.clone(),
             seed: self.seed.clone(),
         };
         build(&description, &Fake { limit: self.limit })
@@ -279,4 +282,49 @@ fn rejects_nodes_that_claim_what_is_the_machines() {
     let mut unnamed = console();
     unnamed.node.name = "a/b".to_owned();
     assert!(Bench { nodes: vec![unnamed], ..Bench::default() }.error().contains("'a/b@9000000'"));
+}
+
+fn pci_host() -> PciNode {
+    PciNode {
+        ecam: 0x3000_0000..0x3010_0000,
+        window: 0x1000_0000..0x2000_0000,
+        frame: 0x802_0000..0x802_1000,
+        message_spis: 5..12,
+        lines: vec![3, 4],
+    }
+}
+
+#[test]
+fn describes_a_pci_host_and_where_its_messages_go() {
+    let tree = Bench { pci: Some(pci_host()), ..Bench::default() }.tree();
+    let frame = tree.at("/intc/v2m@8020000");
+    assert_eq!(frame.longs("reg"), [0x802_0000, 0x1000]);
+    assert_eq!((frame.cells("arm,msi-base-spi"), frame.cells("arm,msi-num-spis")), (vec![37], vec![7]));
+    let host = tree.at("/pcie@30000000");
+    assert_eq!(host.text("compatible"), "pci-host-ecam-generic");
+    assert_eq!(host.longs("reg"), [0x3000_0000, 0x10_0000]);
+    let [base, size] = [0x1000_0000, 0x1000_0000];
+    assert_eq!(host.cells("ranges"), [0x0200_0000, 0, base, 0, base, 0, size]);
+    assert_eq!(host.bytes("msi-parent"), frame.bytes("phandle"));
+    let gic = tree.at("/intc").cells("phandle")[0];
+    let of_device = |device: u32, spi| [device << 11, 0, 0, 1, gic, 0, 0, 0, spi, 1];
+    assert_eq!(host.cells("interrupt-map"), [of_device(0, 3), of_device(1, 4)].concat());
+    assert!(!host.properties.contains_key("memory-region"));
+}
+
+#[test]
+fn leads_the_buffers_of_pci_devices_into_the_window() {
+    let lent = MemoryRange { base: RAM_BASE, size: 192 * MIB, kind: RegionKind::Lent };
+    let window = MemoryRange { base: RAM_BASE + 192 * MIB, size: 64 * MIB, kind: RegionKind::Shared };
+    let bench = Bench { memory: vec![lent, window], pci: Some(pci_host()), ..Bench::default() };
+    let tree = bench.tree();
+    let pool = tree.at("/reserved-memory/restricted-dma-pool@8c000000");
+    assert_eq!(tree.at("/pcie@30000000").bytes("memory-region"), pool.bytes("phandle"));
+}
+
+#[test]
+fn is_silent_about_pci_where_there_is_none() {
+    let tree = Bench::default().tree();
+    assert!(tree.at("/intc").children.is_empty());
+    assert!(!tree.children.iter().any(|node| node.name.starts_with("pci")));
 }

@@ -3,6 +3,7 @@
 //! The traits are shaped by Gunyah, the hypervisor with the strictest rules: a VM is declared as a whole (vCPUs,
 //! memory, interrupt lines, doorbells) before it starts, an eventfd is the only way to interrupt it, memory that is
 //! lent to it is out of reach afterwards, and a reset means a new VM. KVM follows the same shape without effort.
+//! What a running VM can still change is which eventfd is behind an interrupt or a write that it has; see [`Wiring`].
 //! Nothing above this module knows an ioctl or a generation of the driver.
 
 pub mod gunyah;
@@ -86,6 +87,26 @@ pub struct StartedVm {
     pub vm: Box<dyn Vm>,
     /// One object a vCPU, in index order.
     pub vcpus: Vec<Box<dyn Vcpu>>,
+    /// Connects eventfds while the VM runs.
+    pub wiring: Arc<dyn Wiring>,
+}
+
+/// Eventfds of a VM that is running: a guest sets up messages and moves registers while it runs.
+///
+/// Any thread may call. After [`Vm::teardown`] every call fails; dropping this value does nothing to the VM.
+pub trait Wiring: Send + Sync {
+    /// Has the eventfd of a line raise its SPI, which is one of [`VmPlan::lines`] or [`VmPlan::message_spis`] and has
+    /// no eventfd. A signal from before may or may not be seen.
+    fn connect(&self, line: &InterruptLine) -> Result<(), Error>;
+
+    /// Takes the eventfd from its SPI; from then on signals stay in it.
+    fn disconnect(&self, line: &InterruptLine) -> Result<(), Error>;
+
+    /// Turns a write into an eventfd signal.
+    fn add_doorbell(&self, doorbell: &DoorbellWrite) -> Result<(), Error>;
+
+    /// Leaves the write to the VMM again.
+    fn remove_doorbell(&self, doorbell: &DoorbellWrite) -> Result<(), Error>;
 }
 
 /// A started VM.

@@ -1,5 +1,6 @@
 //! The whole of a VM, declared before it starts.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -24,8 +25,18 @@ pub struct VmPlan<'a> {
     pub gic: GicLayout,
     /// Every interrupt line of every device, no SPI twice.
     pub lines: &'a [InterruptLine],
+    /// SPIs that messages of devices raise, none of them a line's. The guest decides which message raises which, so
+    /// they are connected while it runs.
+    pub message_spis: Range<u32>,
     /// Every register write that is turned into an eventfd signal without an exit to user space.
     pub doorbells: &'a [DoorbellWrite],
+}
+
+impl VmPlan<'_> {
+    /// Every SPI of the machine.
+    pub fn spis(&self) -> impl Iterator<Item = u32> {
+        self.lines.iter().map(|line| line.spi).chain(self.message_spis.clone())
+    }
 }
 
 /// Where the boot vCPU starts: PC = `entry`, x0 = `dtb_address` (Linux arm64 boot protocol), EL1, MMU off.

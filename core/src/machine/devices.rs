@@ -14,11 +14,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::cmdline::CmdlineRule;
 use super::layout::Allocator;
-use crate::bus::{Bus, DeviceWindow};
+use super::pci::PciBuilder;
+use super::transport::Transport;
+use crate::bus::{AccessCount, Bus, DeviceWindow};
 use crate::console::ConsoleHub;
 use crate::device_tree::PlacedNode;
 use crate::eventfd;
-use crate::hypervisor::{DoorbellWrite, InterruptLine};
+use crate::hypervisor::{DoorbellWrite, InterruptLine, Wiring};
+use crate::pci::host::PciHost;
 use crate::plugin::argument::DeviceArgument;
 use crate::plugin::host::DeviceHost;
 use crate::plugin::profile::{self, DefaultDevice};
@@ -31,6 +34,7 @@ pub struct WantedDevice {
     id: String,
     provider: Provider,
     values: Values,
+    transport: Transport,
     cmdline: Option<CmdlineRule>,
 }
 
@@ -59,10 +63,11 @@ pub fn wanted(arguments: &[DeviceArgument], defaults: bool) -> Result<Vec<Wanted
         }
     }
     let mut wanted = Vec::new();
-    for (argument, provider, cmdline) in found {
+    for (mut argument, provider, cmdline) in found {
+        let transport = Transport::take(&mut argument, &provider.manifest.kind, &provider.manifest.name)?;
         let values = provider.manifest.check(argument.pairs()).map_err(|e| e.to_string())?;
         let id = argument.id.clone().unwrap_or_else(|| free_id(&mut ids, &provider.manifest.name));
-        wanted.push(WantedDevice { id, provider, values, cmdline });
+        wanted.push(WantedDevice { id, provider, values, transport, cmdline });
     }
     Ok(wanted)
 }
@@ -120,6 +125,8 @@ pub struct Devices {
     pub doorbells: Vec<DoorbellWrite>,
     /// What the devices add to the kernel command line.
     pub cmdline: Vec<CmdlineRule>,
+    /// The PCI host, if a device is on it.
+    pub pci: Option<Arc<PciHost>>,
 }
 
 impl Devices {
@@ -127,6 +134,7 @@ impl Devices {
     pub fn plug(wanted: &[WantedDevice], consoles: &Arc<ConsoleHub>, max_level: u8) -> Result<Self, String> {
         let mut devices = Self::default();
         let mut map = Allocator::default();
+        let mut pci = PciBuilder::default();
         for want in wanted {
             let host = Arc::new(DeviceHost::new(&want.id, consoles.clone()));
             let instance = want.provider.create(&want.values, host.clone(), max_level)?;
@@ -135,7 +143,12 @@ impl Devices {
             let kind = match instance {
                 Instance::Mmio(device) => devices.plug_mmio(&want.id, device, &mut map).map_err(named)?,
                 Instance::Virtio(device) => {
-                    devices.plug_virtio(&want.id, device, &host, &mut map).map_err(named)?
+                    let (id, map) = (&want.id, &mut map);
+                    let plugged = match want.transport {
+                        Transport::Mmio => devices.plug_virtio(id, device, &host, map),
+                        Transport::Pci => devices.plug_pci(id, device, &host, map, &mut pci),
+                    };
+                    plugged.map_err(named)?
                 }
             };
             devices.cmdline.extend(want.cmdline.clone());
@@ -146,6 +159,7 @@ impl Devices {
                 kind,
             });
         }
+        devices.pci = pci.finish(&mut map, &mut devices.bus)?;
         Ok(devices)
     }
 
@@ -200,6 +214,19 @@ impl Devices {
         Ok(PluggedKind::Virtio(function))
     }
 
+    fn plug_pci(
+        &mut self,
+        id: &str,
+        device: Arc<dyn VirtioDevice>,
+        host: &DeviceHost,
+        map: &mut Allocator,
+        pci: &mut PciBuilder,
+    ) -> Result<PluggedKind, String> {
+        let (spi, eventfd) = self.line(id, map)?;
+        let line = InterruptLine { spi, eventfd, device: id.to_owned() };
+        Ok(PluggedKind::Virtio(pci.add_virtio(id, device, host, line)?))
+    }
+
     fn line(&mut self, id: &str, map: &mut Allocator) -> Result<(u32, Arc<EventFd>), String> {
         let spi = map.spi()?;
         let event = Arc::new(eventfd::new().map_err(|e| format!("cannot make an eventfd: {e}"))?);
@@ -214,6 +241,13 @@ impl Devices {
         }
     }
 
+    /// Gives the devices the wiring of a VM that has started. No vCPU runs.
+    pub fn wire(&self, wiring: &Arc<dyn Wiring>) {
+        if let Some(pci) = &self.pci {
+            pci.attach(wiring);
+        }
+    }
+
     /// Brings every device back to the state after power-on and takes guest memory from it. No vCPU runs.
     pub fn detach(&self) {
         for device in &self.plugged {
@@ -222,6 +256,15 @@ impl Devices {
                 PluggedKind::Virtio(function) => function.detach(),
             }
         }
+        if let Some(pci) = &self.pci {
+            pci.detach();
+        }
+    }
+
+    /// Register accesses so far that reached user space.
+    pub fn accesses(&self) -> Vec<AccessCount> {
+        let on_pci = self.pci.iter().flat_map(|pci| pci.counts());
+        self.bus.counts().into_iter().chain(on_pci).collect()
     }
 
     /// What each device did.

@@ -2,15 +2,27 @@
 //!
 //! | addresses | what |
 //! |---|---|
+//! | 0x0802_0000 .. 0x0802_1000 | GICv2m frame |
 //! | 0x0900_0000 .. 0x1000_0000 | register windows of devices, whole pages, in the order of the devices |
+//! | 0x1000_0000 .. 0x2000_0000 | BARs of PCI devices |
+//! | 0x3000_0000 .. 0x3010_0000 | configuration space of the PCI bus |
 //! | below 0x3fff_0000 | GIC redistributors, 128 KiB a vCPU |
 //! | 0x3fff_0000 .. 0x4000_0000 | GIC distributor |
 //! | 0x8000_0000 .. | RAM |
 //!
 //! Everything that is emulated lies below 1 GiB: under Gunyah no access above it reaches the VMM.
 
+use std::ops::Range;
+
 use crate::hypervisor::GicLayout;
 use crate::hypervisor::plan::GIC_REDISTRIBUTOR_SIZE;
+
+/// The frame that messages of PCI devices go to.
+pub const V2M_FRAME: u64 = 0x0802_0000;
+/// Where BARs are.
+pub const PCI_WINDOW: Range<u64> = 0x1000_0000..0x2000_0000;
+/// Configuration space of the PCI bus.
+pub const PCI_ECAM: u64 = 0x3000_0000;
 
 /// First address of device windows.
 const DEVICES_BASE: u64 = 0x0900_0000;
@@ -65,17 +77,25 @@ impl Allocator {
 
     /// An interrupt number.
     pub fn spi(&mut self) -> Result<u32, String> {
-        if self.next_spi >= SPIS {
+        self.spis(1).map(|spis| spis.start)
+    }
+
+    /// Interrupt numbers in a row.
+    pub fn spis(&mut self, count: u32) -> Result<Range<u32>, String> {
+        let first = self.next_spi;
+        if count > SPIS - first {
             return Err(format!("all {SPIS} interrupt lines of the machine are taken"));
         }
-        self.next_spi += 1;
-        Ok(self.next_spi - 1)
+        self.next_spi += count;
+        Ok(first..self.next_spi)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pci::host::ECAM_SIZE;
+    use crate::pci::v2m::FRAME_SIZE;
 
     #[test]
     fn windows_are_whole_pages_that_do_not_overlap() {
@@ -103,7 +123,20 @@ mod tests {
     }
 
     #[test]
-    fn the_gic_of_the_largest_machine_stays_above_the_devices() {
-        assert!(gic(MAX_VCPUS).redistributors >= DEVICES_END);
+    fn the_parts_of_the_largest_machine_do_not_overlap() {
+        assert!(gic(MAX_VCPUS).redistributors >= PCI_ECAM + ECAM_SIZE);
+        const {
+            assert!(V2M_FRAME + FRAME_SIZE <= DEVICES_BASE && DEVICES_END <= PCI_WINDOW.start);
+            assert!(PCI_WINDOW.end <= PCI_ECAM);
+        }
+    }
+
+    #[test]
+    fn interrupt_numbers_in_a_row_are_nobody_elses() {
+        let mut map = Allocator::default();
+        assert_eq!(map.spi(), Ok(1));
+        assert_eq!(map.spis(5), Ok(2..7));
+        assert_eq!(map.spi(), Ok(7));
+        assert!(map.spis(SPIS).is_err());
     }
 }

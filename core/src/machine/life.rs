@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::{ExitCounts, VcpuThreads};
-use super::{Machine, Protection, cmdline, layout, wait_for};
+use super::{Machine, Protection, cmdline, layout, pci, wait_for};
 use crate::device_tree::Seed;
 use crate::host::resident;
 use crate::hypervisor::plan::{FIRMWARE_BASE, FIRMWARE_SIZE};
@@ -95,6 +95,7 @@ impl Life {
         let ram = ram.finish();
         machine.devices.attach(&ram.shared());
         let started = machine.accelerator.start(&plan, &ram).inspect_err(|_| machine.devices.detach())?;
+        machine.devices.wire(&started.wiring);
         let ended = Arc::new(eventfd::new().map_err(|e| failed(format!("cannot make an eventfd: {e}")))?);
         resident::trim();
         match VcpuThreads::start(started.vcpus, &machine.devices, ended.clone()) {
@@ -182,6 +183,7 @@ fn plan<'a>(machine: &'a Machine, ranges: &'a [memory::MemoryRange], loaded: &lo
         firmware: firmware.then_some(FirmwareRange { base: FIRMWARE_BASE, size: FIRMWARE_SIZE }),
         gic: layout::gic(machine.vcpus),
         lines: &machine.devices.lines,
+        message_spis: machine.devices.pci.as_ref().map_or(0..0, |pci| pci.frame().spis()),
         doorbells: &machine.devices.doorbells,
     }
 }
@@ -198,6 +200,7 @@ fn tree(
         cmdline,
         initrd: loaded.initrd,
         nodes: &machine.devices.nodes,
+        pci: machine.devices.pci.as_deref().map(pci::node),
         seed,
     };
     Ok(device_tree::build(&description, machine.accelerator.as_ref())?)

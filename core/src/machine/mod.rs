@@ -7,6 +7,8 @@ pub mod cmdline;
 pub mod devices;
 pub mod layout;
 pub mod life;
+pub mod pci;
+pub mod transport;
 pub mod vcpu;
 
 use std::path::PathBuf;
@@ -103,7 +105,7 @@ pub fn run(machine: &Machine, stop: &EventFd, begun: Instant, stats: &mut Stats)
             message: Some(format!("the VM ended, but failed on the way: device {}", ids.join(", "))),
         };
     }
-    stats.set_devices(machine.devices.reports(), &machine.devices.bus.counts());
+    stats.set_devices(machine.devices.reports(), &machine.devices.accesses());
     outcome
 }
 

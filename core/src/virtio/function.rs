@@ -30,6 +30,10 @@ pub mod status {
 /// (virtio 1.2, 6: VIRTIO_F_ACCESS_PLATFORM).
 const F_ACCESS_PLATFORM: u64 = 1 << 33;
 
+/// The driver may reset a single queue (virtio 1.2, 6: VIRTIO_F_RING_RESET). The transport does it: devices start and
+/// stop queues one by one.
+const F_RING_RESET: u64 = 1 << 40;
+
 /// What to look at when a protected guest's queue does not start.
 const WINDOW_HINT: &str = "; the drivers of a protected guest keep to the window that it shares with the host if its kernel \
                            has CONFIG_DMA_RESTRICTED_POOL";
@@ -68,11 +72,24 @@ struct State {
     memory: Option<SharedMemory>,
 }
 
+impl State {
+    fn is_running(&self) -> bool {
+        const RUNS: u32 = status::DRIVER_OK | status::FEATURES_OK;
+        self.status & RUNS == RUNS
+    }
+
+    fn resets_rings(&self) -> bool {
+        self.driver_features & F_RING_RESET != 0 && self.status & status::FEATURES_OK != 0
+    }
+}
+
 /// One virtio device on any transport.
 pub struct VirtioFunction {
     id: String,
     device: Arc<dyn VirtioDevice>,
     traits: VirtioTraits,
+    /// Features that the transport has beside those of the device.
+    transport_features: u64,
     kicks: Vec<Arc<EventFd>>,
     route: Box<dyn InterruptRoute>,
     state: Mutex<State>,
@@ -103,6 +120,7 @@ impl VirtioFunction {
             id: id.to_owned(),
             device,
             traits,
+            transport_features: 0,
             kicks,
             route,
             state: Mutex::new(state),
@@ -111,6 +129,13 @@ impl VirtioFunction {
             config_pending: AtomicBool::new(false),
             restricted: AtomicBool::new(false),
         })
+    }
+
+    /// The same function on a transport that can reset a single queue.
+    #[must_use]
+    pub fn with_ring_reset(mut self) -> Self {
+        self.transport_features |= F_RING_RESET;
+        self
     }
 
     /// Id of the device.
@@ -148,7 +173,7 @@ impl VirtioFunction {
 
     /// Features offered to the driver.
     pub fn offered_features(&self) -> u64 {
-        self.traits.features | self.required_features()
+        self.traits.features | self.transport_features | self.required_features()
     }
 
     /// Features without which a driver cannot use the device.
@@ -192,9 +217,9 @@ impl VirtioFunction {
             tracing::warn!("device {}: driver features {features:#x} refused", self.id);
             value &= !status::FEATURES_OK;
         }
-        let starts = value & !state.status & status::DRIVER_OK != 0 && value & status::FEATURES_OK != 0;
+        let ran = state.is_running();
         state.status |= value;
-        if starts {
+        if !ran && state.is_running() {
             self.start_queues(&mut state);
         }
     }
@@ -212,20 +237,44 @@ impl VirtioFunction {
     /// Changes the registers of a queue that is not ready.
     pub fn change_queue(&self, index: u16, change: impl FnOnce(&mut QueueRegisters)) {
         let mut state = self.lock();
-        let running = state.status & status::DRIVER_OK != 0;
-        if let Some(queue) = state.queues.get_mut(usize::from(index)).filter(|queue| !queue.ready && !running)
-        {
+        let fixed = state.is_running() && !state.resets_rings();
+        if let Some(queue) = state.queues.get_mut(usize::from(index)).filter(|queue| !queue.ready && !fixed) {
             change(queue);
+        }
+    }
+
+    /// Puts a queue into use: when the device starts, or at once after the queue was reset under a running device.
+    pub fn ready_queue(&self, index: u16) {
+        self.change_queue(index, |queue| queue.ready = true);
+        let mut state = self.lock();
+        if state.is_running() {
+            self.start_queues(&mut state);
         }
     }
 
     /// Takes a queue out of use again before the device runs.
     pub fn unready_queue(&self, index: u16) {
         let mut state = self.lock();
-        let running = state.status & status::DRIVER_OK != 0;
+        let running = state.is_running();
         if let Some(queue) = state.queues.get_mut(usize::from(index)).filter(|_| !running) {
             queue.ready = false;
         }
+    }
+
+    /// Resets a single queue, if that was agreed; the device goes on with the others.
+    pub fn reset_queue(&self, index: u16) {
+        let mut state = self.lock();
+        let known = usize::from(index) < state.queues.len();
+        if !known || !state.resets_rings() {
+            return;
+        }
+        let at = usize::from(index);
+        if std::mem::take(&mut state.started[at]) {
+            self.device.stop_queue(index);
+        }
+        state.queues[at] = QueueRegisters { size: self.queue_max_size(index), ..QueueRegisters::default() };
+        // A kick of the past is not for the queue of the future.
+        let _ = self.kicks[at].read();
     }
 
     /// A kick that came as an exit: the accelerator has no doorbell for the queue.
@@ -251,7 +300,7 @@ impl VirtioFunction {
 
     /// Whether the driver uses the device.
     pub fn running(&self) -> bool {
-        self.lock().status & status::DRIVER_OK != 0
+        self.lock().is_running()
     }
 
     /// Reads configuration space; beyond its end nothing is read.
@@ -336,7 +385,7 @@ impl VirtioFunction {
             kick: kick.map_err(|e| format!("cannot copy its kick eventfd: {e}"))?,
             call: Interrupt::new(call),
             memory: device_regions(memory),
-            features,
+            features: features & !self.transport_features,
             inflight: None,
         };
         self.device.start_queue(index, setup)

@@ -136,7 +136,7 @@ impl MmioTransport {
     fn set_queue_ready(&self, value: u32) {
         let index = self.selected_queue();
         if value & 1 == 1 {
-            self.function.change_queue(index, |queue| queue.ready = true);
+            self.function.ready_queue(index);
         } else {
             self.function.unready_queue(index);
         }

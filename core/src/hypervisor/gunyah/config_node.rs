@@ -34,8 +34,8 @@ pub(crate) fn write(plan: &VmPlan<'_>, fdt: &mut FdtWriter) -> Result<(), Error>
 
     let vdevices = fdt.begin_node("vdevices")?;
     fdt.property_string("generate", "/hypervisor")?;
-    for line in plan.lines {
-        write_doorbell(line.spi, fdt)?;
+    for spi in plan.spis() {
+        write_doorbell(spi, fdt)?;
     }
     if let Some(window) = layout::find(plan, Purpose::Window) {
         write_window(window.label(), window.range.base, fdt)?;
@@ -62,7 +62,7 @@ fn write_memory(plan: &VmPlan<'_>, fdt: &mut FdtWriter) -> Result<(), Error> {
     Ok(())
 }
 
-/// The doorbell of an interrupt line. Its label is what the irqfd names.
+/// The doorbell of an SPI. Its label is what the irqfd names.
 fn write_doorbell(spi: u32, fdt: &mut FdtWriter) -> Result<(), Error> {
     let name = format!("bell-{spi:x}");
     let doorbell = fdt.begin_node(&name)?;
@@ -167,6 +167,15 @@ mod tests {
         assert_eq!(value(&tree, "vdevices/bell-5/source-can-clear").unwrap(), b"");
         assert_eq!(value(&tree, "vdevices/bell-5/interrupts").unwrap(), [0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 1]);
         assert!(value(&tree, "vdevices/bell-1/label").is_some());
+    }
+
+    #[test]
+    fn gives_every_message_interrupt_a_doorbell() {
+        let fixture = Fixture { message_spis: 6..8, ..Fixture::shared() };
+        let tree = tree(&fixture);
+        assert_eq!(value(&tree, "vdevices/bell-6/label").unwrap(), [0, 0, 0, 6]);
+        assert_eq!(value(&tree, "vdevices/bell-7/interrupts").unwrap(), [0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1]);
+        assert!(value(&tree, "vdevices/bell-8/label").is_none());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A VM to try the rules and the device tree on.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -15,6 +16,7 @@ pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) struct Fixture {
     pub memory: Vec<MemoryRange>,
     pub lines: Vec<InterruptLine>,
+    pub message_spis: Range<u32>,
     pub doorbells: Vec<DoorbellWrite>,
     pub firmware: Option<FirmwareRange>,
 }
@@ -40,6 +42,7 @@ impl Fixture {
         Self {
             memory: ram.ranges(),
             lines: vec![line(1, "console"), line(5, "disk")],
+            message_spis: 0..0,
             doorbells: vec![doorbell(0x1050, Some((0, 4)), "disk"), doorbell(0x1050, Some((1, 4)), "disk")],
             firmware: firmware.then_some(FirmwareRange { base: FIRMWARE_BASE, size: FIRMWARE_SIZE }),
         }
@@ -54,6 +57,7 @@ impl Fixture {
             firmware: self.firmware,
             gic: GicLayout { distributor: 0x3fff_0000, redistributors: 0x3f00_0000 },
             lines: &self.lines,
+            message_spis: self.message_spis.clone(),
             doorbells: &self.doorbells,
         }
     }

@@ -17,6 +17,7 @@ mod uapi;
 mod unavailable;
 mod vcpu;
 mod vm;
+mod wiring;
 
 #[cfg(test)]
 mod fixture;

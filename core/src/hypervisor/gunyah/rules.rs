@@ -178,6 +178,13 @@ fn check_lines(plan: &VmPlan<'_>, broken: &mut Vec<String>) {
                 other.device, line.device, line.spi
             ));
         }
+        if plan.message_spis.contains(&line.spi) {
+            broken.push(format!("SPI {} of {} is also one of messages", line.spi, line.device));
+        }
+    }
+    if plan.message_spis.end > SPIS {
+        broken
+            .push(format!("the SPIs of messages, up to {}, are not below {SPIS}", plan.message_spis.end - 1));
     }
 }
 

@@ -1,7 +1,6 @@
 //! Building, starting and taking down a VM.
 
-use std::os::fd::AsRawFd;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,8 +11,9 @@ use super::memory;
 use super::probe::Generation;
 use super::sys::{Node, RunPageView, VcpuFd, VmFd};
 use super::uapi::b::{BOOT_PC, BootRegister};
-use super::uapi::common::{GuestRange, IOEVENTFD_DATAMATCH, IoeventfdArgument, IrqfdArgument, run_page};
+use super::uapi::common::{GuestRange, IoeventfdArgument, IrqfdArgument, run_page};
 use super::vcpu::GunyahVcpu;
+use super::wiring::{self, GunyahWiring};
 use crate::host::memlock;
 use crate::hypervisor::kick::RunPage;
 use crate::hypervisor::plan::VmPlan;
@@ -30,7 +30,7 @@ const RECLAIM_PAUSE: Duration = Duration::from_millis(5);
 /// A VM, started or on its way there.
 #[derive(Debug)]
 pub(crate) struct GunyahVm {
-    fd: VmFd,
+    fd: Arc<VmFd>,
     generation: Generation,
     irqfds: Vec<IrqfdArgument>,
     ioeventfds: Vec<IoeventfdArgument>,
@@ -49,10 +49,12 @@ pub(crate) fn start(
 ) -> Result<StartedVm, Error> {
     let locked_before = memlock::locked_now();
     let fd = node.create_vm().map_err(|error| Refusal::new(Call::CreateVm, generation, "", &error))?;
+    let fd = Arc::new(fd);
+    let wiring = Arc::new(GunyahWiring::new(&fd, generation));
     let mut vm = GunyahVm { fd, generation, irqfds: Vec::new(), ioeventfds: Vec::new(), locked_before };
     let mut log = KernelLog::from_now_on();
     match vm.build(plan, ram).and_then(|vcpus| vm.start(&mut log, doubts).map(|()| vcpus)) {
-        Ok(vcpus) => Ok(StartedVm { vm: Box::new(vm), vcpus }),
+        Ok(vcpus) => Ok(StartedVm { vm: Box::new(vm), vcpus, wiring }),
         Err(error) => {
             // Not left to the drop, so that its memory is back before anybody tries again.
             if let Err(left) = vm.take_down() {
@@ -105,10 +107,8 @@ impl GunyahVm {
 
     fn add_irqfds(&mut self, plan: &VmPlan<'_>) -> Result<(), Error> {
         for line in plan.lines {
-            // Descriptors are not negative. The lines are edge-triggered: no flags.
-            let fd = line.eventfd.as_raw_fd().cast_unsigned();
-            let argument = IrqfdArgument { fd, label: line.spi, flags: 0, padding: 0 };
-            let subject = format!("SPI {} of {}", line.spi, line.device);
+            let argument = wiring::irqfd(line);
+            let subject = wiring::line_subject(line);
             self.fd.add_irqfd(&argument).map_err(self.refused(Call::AddIrqfd, &subject))?;
             self.irqfds.push(argument);
         }
@@ -117,16 +117,8 @@ impl GunyahVm {
 
     fn add_ioeventfds(&mut self, plan: &VmPlan<'_>) -> Result<(), Error> {
         for doorbell in plan.doorbells {
-            let (datamatch, length) = doorbell.datamatch.unwrap_or((0, 0));
-            let argument = IoeventfdArgument {
-                datamatch,
-                address: doorbell.address,
-                length,
-                fd: doorbell.eventfd.as_raw_fd(),
-                flags: if doorbell.datamatch.is_some() { IOEVENTFD_DATAMATCH } else { 0 },
-                padding: 0,
-            };
-            let subject = format!("writes of {datamatch} to {:#x} of {}", doorbell.address, doorbell.device);
+            let argument = wiring::ioeventfd(doorbell);
+            let subject = wiring::doorbell_subject(doorbell);
             self.fd.add_ioeventfd(&argument).map_err(self.refused(Call::AddIoeventfd, &subject))?;
             self.ioeventfds.push(argument);
         }
@@ -181,7 +173,7 @@ impl Vm for GunyahVm {
 }
 
 /// Closes a VM, which generation C takes down within the call.
-fn close_within(fd: VmFd, limit: Duration) -> Result<(), Error> {
+fn close_within(fd: Arc<VmFd>, limit: Duration) -> Result<(), Error> {
     let (report, closed) = mpsc::channel();
     let close = move || {
         drop(fd);

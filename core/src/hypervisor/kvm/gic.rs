@@ -32,13 +32,11 @@ pub(super) fn create_bare(vm: &VmFd) -> Result<DeviceFd, Error> {
 
 /// Number of interrupts of a VM, in KVM's granule.
 fn interrupts(plan: &VmPlan<'_>) -> Result<u32, Error> {
-    let Some(last) = plan.lines.iter().max_by_key(|line| line.spi) else { return Ok(LEAST) };
-    let interrupts = PRIVATE.saturating_add(last.spi + 1).next_multiple_of(GRANULE).max(LEAST);
+    let Some(last) = plan.spis().max() else { return Ok(LEAST) };
+    let interrupts = PRIVATE.saturating_add(last).saturating_add(1).next_multiple_of(GRANULE).max(LEAST);
     if interrupts > MOST {
         return Err(Error::Plan(format!(
-            "device {}: its interrupt line has the number {}, and KVM has {} of them: use fewer devices",
-            last.device,
-            last.spi,
+            "the devices have interrupt numbers up to {last}, and KVM has {} of them: use fewer devices",
             MOST - PRIVATE
         )));
     }

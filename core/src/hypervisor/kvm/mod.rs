@@ -10,6 +10,8 @@ mod probe;
 mod vcpu;
 #[cfg(target_arch = "aarch64")]
 mod vm;
+#[cfg(target_arch = "aarch64")]
+mod wiring;
 
 use std::path::Path;
 

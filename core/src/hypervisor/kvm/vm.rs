@@ -1,14 +1,17 @@
 //! Building a VM.
 
+use std::sync::Arc;
+
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap, kvm_regs,
     kvm_userspace_memory_region, kvm_vcpu_init, user_pt_regs,
 };
-use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
 
 use super::gic;
 use super::vcpu::KvmVcpu;
-use crate::hypervisor::{Boot, DoorbellWrite, Error, StartedVm, Vcpu, Vm, VmPlan};
+use super::wiring::{self, KvmWiring};
+use crate::hypervisor::{Boot, Error, StartedVm, Vcpu, Vm, VmPlan};
 use crate::memory::{GuestRam, RegionKind};
 
 /// Guest physical address bits when KVM is not asked for another number.
@@ -19,7 +22,7 @@ pub(super) const LEAST_ADDRESS_BITS: u32 = 32;
 /// A VM under KVM. The fields go in the order of their declaration; irqfds and ioeventfds go with the VM.
 struct KvmVm {
     _gic: DeviceFd,
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
 }
 
 impl Vm for KvmVm {
@@ -47,21 +50,17 @@ pub(super) fn start(kvm: &Kvm, plan: &VmPlan<'_>, ram: &GuestRam) -> Result<Star
     let vcpus = create_vcpus(&vm, plan)?;
     let gic = gic::create(&vm, plan)?;
     for line in plan.lines {
-        vm.register_irqfd(&line.eventfd, line.spi).map_err(|e| {
-            failed(
-                &format!("KVM_IRQFD (device {}, SPI {})", line.device, line.spi),
-                &e,
-                "look at the kernel log",
-            )
-        })?;
+        wiring::connect(&vm, line)?;
     }
     for doorbell in plan.doorbells {
-        add_doorbell(&vm, doorbell)?;
+        wiring::add_doorbell(&vm, doorbell)?;
     }
     let run_size = vm.run_size();
     let boxed = |fd: VcpuFd| KvmVcpu::new(fd, run_size).map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu>);
     let vcpus = vcpus.into_iter().map(boxed).collect::<Result<_, _>>()?;
-    Ok(StartedVm { vm: Box::new(KvmVm { _gic: gic, _vm: vm }), vcpus })
+    let vm = Arc::new(vm);
+    let wiring = Arc::new(KvmWiring(Arc::downgrade(&vm)));
+    Ok(StartedVm { vm: Box::new(KvmVm { _gic: gic, _vm: vm }), vcpus, wiring })
 }
 
 fn check_vcpus(kvm: &Kvm, vcpus: u32) -> Result<(), Error> {
@@ -161,23 +160,4 @@ fn create_vcpu(vm: &VmFd, index: u32, mut init: kvm_vcpu_init, boot: Boot) -> Re
 fn core_register(offset: usize) -> u64 {
     let id = kvm_bindings::KVM_REG_ARM64 | kvm_bindings::KVM_REG_SIZE_U64;
     id | u64::from(kvm_bindings::KVM_REG_ARM_CORE) | (offset / size_of::<u32>()) as u64
-}
-
-fn add_doorbell(vm: &VmFd, doorbell: &DoorbellWrite) -> Result<(), Error> {
-    let address = IoEventAddress::Mmio(doorbell.address);
-    let event = &doorbell.eventfd;
-    let registered = match doorbell.datamatch {
-        None => vm.register_ioevent(event, &address, NoDatamatch),
-        Some((value, 1)) => vm.register_ioevent(event, &address, value as u8),
-        Some((value, 2)) => vm.register_ioevent(event, &address, value as u16),
-        Some((value, 4)) => vm.register_ioevent(event, &address, value as u32),
-        Some((value, 8)) => vm.register_ioevent(event, &address, value),
-        Some((_, width)) => {
-            return Err(Error::Plan(format!("device {}: a doorbell of {width} bytes", doorbell.device)));
-        }
-    };
-    registered.map_err(|e| {
-        let what = format!("KVM_IOEVENTFD (device {}, {:#x})", doorbell.device, doorbell.address);
-        failed(&what, &e, "look at the kernel log")
-    })
 }

@@ -1,0 +1,79 @@
+//! How the guest sees a virtio device.
+
+use crate::plugin::argument::DeviceArgument;
+
+/// The option of every virtio device that chooses.
+const OPTION: &str = "transport";
+
+/// The transport of a virtio device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Registers and one interrupt line of its own: the smallest, and two exits an interrupt.
+    #[default]
+    Mmio,
+    /// A function on the PCI bus with a message interrupt for each queue, none of which is an exit.
+    Pci,
+}
+
+impl Transport {
+    /// What `--device PLUGIN,help` says of the option.
+    pub const HELP: &str = "  transport=<mmio|pci>  (default mmio)\n      How the guest sees the device: pci has an interrupt \
+                            for each queue and needs no exits.\n";
+
+    /// Whether plugins of this kind have transports.
+    pub fn applies_to(kind: &str) -> bool {
+        kind == "virtio"
+    }
+
+    /// Takes the option out of those for a plugin of this kind and name.
+    pub fn take(argument: &mut DeviceArgument, kind: &str, name: &str) -> Result<Self, String> {
+        let mut chosen = None;
+        if Self::applies_to(kind) {
+            while let Some(at) = argument.options.iter().position(|(option, _)| option == OPTION) {
+                let (_, word) = argument.options.remove(at);
+                if chosen.replace(Self::parse(&word, name)?).is_some() {
+                    return Err(format!("device {name}: option '{OPTION}' is given twice"));
+                }
+            }
+        }
+        Ok(chosen.unwrap_or_default())
+    }
+
+    fn parse(word: &str, device: &str) -> Result<Self, String> {
+        match word {
+            "mmio" => Ok(Self::Mmio),
+            "pci" => Ok(Self::Pci),
+            _ => Err(format!("device {device}: option '{OPTION}': '{word}' is not mmio or pci")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(text: &str, kind: &str) -> (Result<Transport, String>, Vec<String>) {
+        let mut argument = DeviceArgument::parse(text).unwrap();
+        let taken = Transport::take(&mut argument, kind, "disk");
+        (taken, argument.options.into_iter().map(|(name, _)| name).collect())
+    }
+
+    #[test]
+    fn the_option_is_not_the_plugins() {
+        assert_eq!(take("d,transport=pci,x=1", "virtio"), (Ok(Transport::Pci), vec!["x".to_owned()]));
+        assert_eq!(take("d,transport=mmio", "virtio"), (Ok(Transport::Mmio), Vec::new()));
+        assert_eq!(take("d", "virtio").0, Ok(Transport::default()));
+    }
+
+    #[test]
+    fn devices_of_other_kinds_have_no_transport() {
+        assert_eq!(take("d,transport=pci", "mmio").1, ["transport"]);
+    }
+
+    #[test]
+    fn a_wrong_word_is_refused_with_the_right_ones() {
+        let error = |text| take(text, "virtio").0.unwrap_err();
+        assert_eq!(error("d,transport=usb"), "device disk: option 'transport': 'usb' is not mmio or pci");
+        assert_eq!(error("d,transport=pci,transport=pci"), "device disk: option 'transport' is given twice");
+    }
+}

@@ -1,0 +1,284 @@
+//! The transport under well-behaved and hostile drivers.
+
+use std::sync::Mutex;
+
+use gvmm_plugin_api::virtio::{
+    COMMON_FEATURES, F_VERSION_1, QueueSetup, QueueState, VirtioDevice, VirtioTraits,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::hypervisor::InterruptLine;
+use crate::memory::{Backing, Protection, RAM_BASE, RamBuilder};
+use crate::pci::fixture::line;
+
+const RING_RESET: u64 = 1 << 40;
+const NO_VECTOR: u64 = 0xffff;
+
+/// Notes what the transport asks of it, and interrupts for each queue that starts.
+#[derive(Default)]
+struct Recorder {
+    calls: Mutex<Vec<String>>,
+    config: Mutex<[u8; 12]>,
+}
+
+impl VirtioDevice for Recorder {
+    fn traits(&self) -> VirtioTraits {
+        VirtioTraits {
+            device_type: 2,
+            features: COMMON_FEATURES | 1,
+            queue_sizes: vec![16, 8],
+            config_size: 12,
+        }
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        let config = self.config.lock().unwrap();
+        data.copy_from_slice(&config[offset as usize..offset as usize + data.len()]);
+    }
+
+    fn write_config(&self, offset: u32, data: &[u8]) {
+        self.config.lock().unwrap()[offset as usize..offset as usize + data.len()].copy_from_slice(data);
+    }
+
+    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
+        let QueueSetup { size, descriptor_table, features, .. } = setup;
+        let call = format!("start {index} size {size} at {descriptor_table:#x} features {features:#x}");
+        self.calls.lock().unwrap().push(call);
+        setup.call.raise();
+        Ok(())
+    }
+
+    fn stop_queue(&self, index: u16) -> Option<QueueState> {
+        self.calls.lock().unwrap().push(format!("stop {index}"));
+        Some(QueueState::default())
+    }
+
+    fn reset(&self) {
+        self.calls.lock().unwrap().push("reset".to_owned());
+    }
+}
+
+struct Bench {
+    device: Arc<Recorder>,
+    function: Arc<VirtioFunction>,
+    interrupts: Arc<Interrupts>,
+    transport: PciTransport,
+    line: InterruptLine,
+}
+
+fn bench() -> Bench {
+    let device = Arc::new(Recorder::default());
+    let line = line(1, "dev");
+    let interrupts = Arc::new(Interrupts::new(line.eventfd.clone(), 2).unwrap());
+    let function = VirtioFunction::new("dev", device.clone(), Box::new(interrupts.clone())).unwrap();
+    let function = Arc::new(function.with_ring_reset());
+    let ram = RamBuilder::new(RAM_BASE, 2 << 20, Backing::Anonymous, Protection::None).unwrap().finish();
+    function.attach_memory(ram.shared());
+    let transport = PciTransport::new(function.clone(), interrupts.clone());
+    Bench { device, function, interrupts, transport, line }
+}
+
+impl Bench {
+    fn read(&self, offset: u64, width: Width) -> u64 {
+        self.transport.read(offset, width).unwrap()
+    }
+
+    fn write(&self, offset: u64, width: Width, value: u64) {
+        self.transport.write(offset, width, value).unwrap();
+    }
+
+    fn accept(&self, features: u64) {
+        self.write(reg::DEVICE_STATUS, Width::Byte, 3);
+        for (half, bits) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
+            self.write(reg::DRIVER_FEATURE_SELECT, Width::Word, half);
+            self.write(reg::DRIVER_FEATURE, Width::Word, bits);
+        }
+        self.write(reg::DEVICE_STATUS, Width::Byte, 11);
+    }
+
+    fn set_up_queue(&self, index: u64, vector: u64) {
+        self.write(reg::QUEUE_SELECT, Width::Half, index);
+        self.write(reg::QUEUE_SIZE, Width::Half, 4);
+        self.write(reg::QUEUE_MSIX_VECTOR, Width::Half, vector);
+        self.write(reg::QUEUE_DESC, Width::Double, RAM_BASE);
+        self.write(reg::QUEUE_ENABLE, Width::Half, 1);
+    }
+
+    fn run(&self) {
+        self.write(reg::DEVICE_STATUS, Width::Byte, 15);
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.device.calls.lock().unwrap())
+    }
+
+    /// Signals of each vector and of the line since the last look.
+    fn signals(&self) -> Vec<u64> {
+        let events = self.interrupts.vectors().iter().chain([&self.line.eventfd]);
+        events.map(|event| event.read().unwrap_or(0)).collect()
+    }
+}
+
+#[test]
+fn a_driver_starts_the_queues_that_it_set_up() {
+    let bench = bench();
+    assert_eq!(bench.read(reg::NUM_QUEUES, Width::Half), 2);
+    assert_eq!(bench.read(reg::QUEUE_SIZE, Width::Half), 16);
+    bench.accept(F_VERSION_1 | 1);
+    assert_eq!(bench.read(reg::DEVICE_STATUS, Width::Byte), 11);
+    bench.set_up_queue(1, 1);
+    assert_eq!(bench.read(reg::QUEUE_NOTIFY_OFF, Width::Half), 1);
+    assert_eq!(bench.calls(), [""; 0]);
+    bench.run();
+    assert_eq!(bench.calls(), ["start 1 size 4 at 0x80000000 features 0x100000001"]);
+    bench.write(reg::DEVICE_STATUS, Width::Byte, 0);
+    assert_eq!(bench.calls(), ["stop 1", "reset"]);
+    bench.write(reg::QUEUE_SELECT, Width::Half, 1);
+    assert_eq!(bench.read(reg::QUEUE_ENABLE, Width::Half), 0);
+    assert_eq!(bench.read(reg::QUEUE_MSIX_VECTOR, Width::Half), NO_VECTOR);
+}
+
+#[test]
+fn each_queue_interrupts_by_the_vector_it_was_given() {
+    let bench = bench();
+    bench.transport.use_messages(true);
+    bench.accept(F_VERSION_1);
+    bench.write(reg::CONFIG_MSIX_VECTOR, Width::Half, 0);
+    bench.set_up_queue(0, 2);
+    bench.set_up_queue(1, NO_VECTOR);
+    bench.run();
+    assert_eq!(bench.signals(), [0, 0, 1, 0]);
+    bench.function.config_changed();
+    assert_eq!(bench.signals(), [1, 0, 0, 0]);
+    assert_eq!(bench.read(place::ISR, Width::Byte), 0, "messages tell their cause");
+}
+
+#[test]
+fn without_messages_everything_goes_by_the_line() {
+    let bench = bench();
+    bench.accept(F_VERSION_1);
+    bench.set_up_queue(0, NO_VECTOR);
+    bench.run();
+    assert_eq!(bench.signals(), [0, 0, 0, 1]);
+    assert_eq!(bench.read(place::ISR, Width::Byte), 1);
+    bench.function.config_changed();
+    assert_eq!(bench.signals(), [0, 0, 0, 1]);
+    assert_eq!(bench.read(place::ISR, Width::Byte), 3);
+    assert_eq!(bench.read(place::ISR, Width::Byte), 1, "a read acknowledges");
+}
+
+#[test]
+fn a_vector_that_the_device_does_not_have_is_none() {
+    let bench = bench();
+    for register in [reg::CONFIG_MSIX_VECTOR, reg::QUEUE_MSIX_VECTOR] {
+        for (vector, kept) in [(2, 2), (3, NO_VECTOR), (0, 0), (0x8000, NO_VECTOR)] {
+            bench.write(register, Width::Half, vector);
+            assert_eq!(bench.read(register, Width::Half), kept);
+        }
+    }
+}
+
+#[test]
+fn a_running_queue_keeps_its_vector_size_and_addresses() {
+    let bench = bench();
+    bench.accept(F_VERSION_1);
+    bench.set_up_queue(0, 1);
+    bench.run();
+    bench.set_up_queue(0, 2);
+    bench.write(reg::QUEUE_DESC, Width::Word, 0x1000);
+    assert_eq!(bench.read(reg::QUEUE_MSIX_VECTOR, Width::Half), 1);
+    assert_eq!(bench.read(reg::QUEUE_DESC, Width::Double), RAM_BASE);
+    bench.write(reg::QUEUE_RESET, Width::Half, 1);
+    assert_eq!(bench.read(reg::QUEUE_ENABLE, Width::Half), 1, "the reset of a queue was not agreed");
+}
+
+#[test]
+fn a_queue_is_reset_and_goes_on_while_the_device_runs() {
+    let bench = bench();
+    bench.accept(F_VERSION_1 | RING_RESET);
+    bench.set_up_queue(0, 1);
+    bench.set_up_queue(1, 2);
+    bench.run();
+    bench.calls();
+    bench.write(reg::QUEUE_SELECT, Width::Half, 0);
+    bench.write(reg::QUEUE_RESET, Width::Half, 1);
+    assert_eq!(bench.calls(), ["stop 0"]);
+    assert_eq!(bench.read(reg::QUEUE_RESET, Width::Half), 0);
+    assert_eq!(bench.read(reg::QUEUE_ENABLE, Width::Half), 0);
+    assert_eq!(bench.read(reg::QUEUE_SIZE, Width::Half), 16);
+    assert_eq!(bench.read(reg::QUEUE_MSIX_VECTOR, Width::Half), NO_VECTOR);
+    bench.set_up_queue(0, 1);
+    assert_eq!(bench.calls(), ["start 0 size 4 at 0x80000000 features 0x100000000"]);
+}
+
+#[test]
+fn a_kick_that_is_an_exit_reaches_its_queue() {
+    let bench = bench();
+    bench.write(place::NOTIFY + place::NOTIFY_STRIDE, Width::Half, 0);
+    assert!(bench.function.kicks()[0].read().is_err());
+    assert_eq!(bench.function.kicks()[1].read().unwrap(), 1);
+    bench.write(place::NOTIFY + 2 * place::NOTIFY_STRIDE, Width::Half, 2);
+    assert_eq!(bench.transport.read(place::NOTIFY, Width::Half), Err(AccessError::Direction));
+}
+
+#[test]
+fn fields_take_their_own_width() {
+    let bench = bench();
+    assert_eq!(bench.transport.read(reg::DEVICE_STATUS, Width::Word), Err(AccessError::Width));
+    assert_eq!(bench.transport.write(reg::QUEUE_SIZE, Width::Byte, 1), Err(AccessError::Width));
+    assert_eq!(bench.transport.write(reg::NUM_QUEUES, Width::Half, 1), Err(AccessError::Direction));
+    assert_eq!(bench.transport.read(reg::END, Width::Word), Err(AccessError::NoRegister));
+    bench.write(reg::QUEUE_DRIVER, Width::Word, 0x1000);
+    bench.write(reg::QUEUE_DRIVER + 4, Width::Word, 2);
+    assert_eq!(bench.read(reg::QUEUE_DRIVER, Width::Double), 0x2_0000_1000);
+    assert_eq!(bench.read(reg::QUEUE_DRIVER + 4, Width::Word), 2);
+}
+
+#[test]
+fn configuration_is_behind_the_notifications() {
+    let bench = bench();
+    let config = bench.transport.config_at();
+    assert_eq!(config, 0x3000);
+    bench.write(config + 8, Width::Word, 0x1122_3344);
+    assert_eq!(bench.read(config + 8, Width::Half), 0x3344);
+    assert_eq!(bench.transport.write(config + 12, Width::Byte, 1), Err(AccessError::NoRegister));
+}
+
+#[test]
+fn capabilities_name_the_places_of_the_structures() {
+    let bench = bench();
+    let spec = spec(&bench.function, &bench.interrupts, bench.line.clone());
+    assert_eq!((spec.identity.vendor, spec.identity.device, spec.identity.revision), (0x1af4, 0x1042, 1));
+    let field = |body: &[u8], at: usize| u32::from_le_bytes(body[at - 2..at + 2].try_into().unwrap());
+    let places: Vec<_> =
+        spec.capabilities.iter().map(|c| (c.body[1], field(&c.body, 8), field(&c.body, 12))).collect();
+    assert_eq!(places, [(1, 0, 0x3c), (2, 0x2000, 8), (3, 0x1000, 1), (4, 0x3000, 12), (5, 0, 0)]);
+    assert_eq!(field(&spec.capabilities[1].body, 16), 4);
+    assert_eq!((spec.vectors.len(), spec.registers), (3, 0x300c));
+    let doorbells: Vec<u64> = spec.doorbells.iter().map(|(offset, _)| *offset).collect();
+    assert_eq!(doorbells, [0x2000, 0x2004]);
+}
+
+proptest! {
+    #[test]
+    fn no_sequence_of_accesses_panics(
+        accesses in prop::collection::vec(
+            (any::<bool>(), prop_oneof![0u64..0x40, 0u64..0x300c], 0usize..4, prop_oneof![any::<u64>(), 0u64..16]),
+            1..200
+        )
+    ) {
+        let bench = bench();
+        for (write, offset, width, value) in accesses {
+            let width = Width::ALL[width];
+            if offset + width.bytes() as u64 > 0x300c {
+                continue;
+            }
+            // Whether an access is refused is the business of the tests above.
+            let _ = match write {
+                true => bench.transport.write(offset, width, value),
+                false => bench.transport.read(offset, width).map(drop),
+            };
+        }
+    }
+}
