@@ -96,6 +96,7 @@ impl Group {
         bed.add(dist, "gvmm")?;
         add_tools(&bed, build)?;
         add_libraries(&bed, build, &self.bed.libraries)?;
+        add_protected_kernel(&bed)?;
         bed.add(&workspace.root.join("tests/e2e/cases").join(&self.name), "cases")?;
         let names: Vec<_> = self.cases.iter().map(|case| case.name.as_str()).collect();
 
@@ -160,6 +161,17 @@ pub(crate) fn add_tools(bed: &Bed, build: &Build) -> Result<()> {
         bed.add(&program, &format!("tools/{}", file_stem(&program)?))?;
     }
     Ok(())
+}
+
+/// Names a kernel with `CONFIG_DMA_RESTRICTED_POOL`, which Debian's kernels lack.
+const PROTECTED_KERNEL: &str = "GVMM_PROTECTED_KERNEL";
+
+/// Puts the kernel of protected guests at `/bed/protected/Image`, if the caller has one.
+fn add_protected_kernel(bed: &Bed) -> Result<()> {
+    match std::env::var_os(PROTECTED_KERNEL) {
+        Some(image) => bed.add(Path::new(&image), "protected/Image").context(PROTECTED_KERNEL),
+        None => Ok(()),
+    }
 }
 
 /// Puts the shared libraries of packages below `tests/` at `/bed/lib`.
