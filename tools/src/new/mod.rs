@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum)]
     kind: Kind,
     /// The folder `plugin-api` of gvmm's sources; without it, that of the sources around this program or this folder
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = "GVMM_PLUGIN_API")]
     api: Option<PathBuf>,
     /// Where the crate's folder is made
     #[arg(long, value_name = "FOLDER", default_value = ".")]
