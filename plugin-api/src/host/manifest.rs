@@ -76,7 +76,7 @@ pub enum PluginError {
     },
 }
 
-/// What a plugin says of itself; see [`Descriptor`](crate::descriptor::Descriptor).
+/// What a plugin says of itself; see [`Descriptor`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of the plugin interface.
