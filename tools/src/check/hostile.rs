@@ -13,6 +13,9 @@ use super::work::Plug;
 
 /// Drivers that misbehave, one after the other, in each queue.
 const ROUNDS: u64 = 60;
+/// Every so many rounds the device has time enough to look at everything.
+const LONG_ROUND: u64 = 8;
+const LONG: Duration = Duration::from_millis(20);
 /// Descriptors and heads of a round.
 const MANY: u64 = 12;
 /// Reach of addresses that lie in guest memory, so that some requests are followed further.
@@ -34,7 +37,8 @@ pub(super) fn hostile(subject: &Subject) -> Result<Verdict, String> {
             }
             driver.kick();
         }
-        std::thread::sleep(Duration::from_micros(random.below(1500)));
+        let short = Duration::from_micros(random.below(1500));
+        std::thread::sleep(if round % LONG_ROUND == 0 { LONG } else { short });
         for index in plug.queues() {
             device.stop_queue(index);
         }

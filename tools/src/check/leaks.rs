@@ -17,7 +17,7 @@ const WARM_UP: usize = 4;
 /// Devices that are counted.
 const ROUNDS: usize = 8;
 /// How long a thread that was joined may still be listed.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(10);
 /// What a device gets to begin its work.
 const WORK: Duration = Duration::from_millis(20);
 
@@ -56,9 +56,10 @@ pub(super) fn leaks(subject: &Subject) -> Result<Verdict, String> {
     let mut mapped = vec![before.mapped];
     for _ in 0..ROUNDS {
         life(subject)?;
-        settle(&before)?;
+        settle(&before, WORK)?;
         mapped.push(Counts::now()?.mapped);
     }
+    settle(&before, SETTLE)?;
     let after = Counts::now()?;
     let left = |count: usize| format!("{count} after {ROUNDS} devices were made, used and dropped");
     if after.threads > before.threads {
@@ -90,10 +91,10 @@ fn steady() -> Result<Counts, String> {
 }
 
 /// Waits until threads that have ended are gone, and the far ends of connections with them.
-fn settle(before: &Counts) -> Result<(), String> {
+fn settle(before: &Counts, limit: Duration) -> Result<(), String> {
     let begun = Instant::now();
     let left = |now: Counts| now.threads > before.threads || now.descriptors > before.descriptors;
-    while left(Counts::now()?) && begun.elapsed() < SETTLE {
+    while left(Counts::now()?) && begun.elapsed() < limit {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
