@@ -137,7 +137,7 @@ impl Devices {
         let mut pci = PciBuilder::default();
         for want in wanted {
             let host = Arc::new(DeviceHost::new(&want.id, consoles.clone()));
-            let instance = want.provider.create(&want.values, host.clone(), max_level)?;
+            let instance = want.provider.create(&want.id, &want.values, host.clone(), max_level)?;
             devices.share_memory |= want.provider.shares_memory();
             let named = |error: String| format!("device {}: {error}", want.id);
             let kind = match instance {

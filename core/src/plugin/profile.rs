@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::argument::DeviceArgument;
+use super::argument::{DeviceArgument, Isolation};
 use super::search;
 use crate::machine::cmdline::CmdlineRule;
 
@@ -76,6 +76,7 @@ fn read(folder: &Path, file: &PathBuf) -> Result<Vec<DefaultDevice>, String> {
             plugin: folder.join(format!("{}.so", device.plugin)).display().to_string(),
             id: device.id,
             help: false,
+            isolate: Isolation::Off,
             options: device.options.into_iter().collect(),
         },
         cmdline: device.cmdline,

@@ -4,7 +4,8 @@
 //! - [`server`]: waits for front ends and serves one at a time.
 //! - `session`: what the requests of a front end do.
 //! - `memory`, `ring`, `inflight`: guest memory, rings and the notes of requests in flight.
-//! - [`host`]: what the device gets done for it; `standalone`: by whom, without a gvmm above.
+//! - [`host`]: what the device gets done for it; `standalone` and `supervised`: by whom,
+//!   without and with a gvmm above.
 
 pub mod host;
 mod inflight;
@@ -14,6 +15,7 @@ mod ring;
 pub mod server;
 mod session;
 mod standalone;
+mod supervised;
 
 #[cfg(test)]
 #[path = "session_test.rs"]

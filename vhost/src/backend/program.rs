@@ -22,7 +22,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::host::{BackendHost, Surroundings};
 use super::server::{End, Listener, serve};
 use super::standalone::StandAlone;
+use super::supervised::Supervised;
 use crate::device_types;
+use crate::isolation::reports::{Packets, Ready, Report};
+use crate::isolation::sandbox::{self, Entered};
 use crate::protocol::Channel;
 
 /// Exit codes of the program.
@@ -63,9 +66,28 @@ struct Arguments {
     #[arg(long)]
     keep_listening: bool,
 
+    /// Give up all that the plugin does not declare before its code runs; `required` serves no device in less
+    #[arg(long, value_enum, default_value_t = Sandboxed::Off)]
+    sandbox: Sandboxed,
+
+    /// Socket to the gvmm that has started the program
+    #[arg(long, value_name = "NUMBER", hide = true, requires = "fd")]
+    reports: Option<RawFd>,
+
     /// Level of the log on standard error, or TARGET=LEVEL,...
     #[arg(long, default_value = "warn", value_name = "FILTER")]
     log: String,
+}
+
+/// `--sandbox`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Sandboxed {
+    /// As trusted as whoever started it.
+    Off,
+    /// As far as this host allows.
+    On,
+    /// Whole, or not at all.
+    Required,
 }
 
 /// A plugin that was asked for, read and checked; none of its code has run.
@@ -82,7 +104,7 @@ type Failure = (u8, String);
 /// Runs the program with the process's own arguments.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let ended = start_log(&arguments.log).and_then(|level| run(&arguments, level));
+    let ended = start_log(&arguments.log).and_then(|level| run_reporting(&arguments, level));
     ExitCode::from(match ended {
         Ok(()) => code::DONE,
         Err((code, message)) => {
@@ -122,7 +144,24 @@ fn start_log(filter: &str) -> Result<u8, Failure> {
     Ok(level)
 }
 
-fn run(arguments: &Arguments, level: u8) -> Result<(), Failure> {
+/// Runs below a gvmm if one has started the program.
+fn run_reporting(arguments: &Arguments, level: u8) -> Result<(), Failure> {
+    let (Some(reports), Some(fd)) = (arguments.reports, arguments.fd) else {
+        return run(arguments, level, None);
+    };
+    let mut keep = vec![reports, fd];
+    // Options that are descriptors, whichever those are.
+    keep.extend(arguments.device.options.iter().filter_map(|(_, value)| value.parse::<RawFd>().ok()));
+    sandbox::close_others(&keep);
+    let above = Supervised::new(Packets::from(inherited(reports, "--reports")?));
+    let ended = run(arguments, level, Some(&above));
+    if let Err((_, message)) = &ended {
+        above.report(&Report::Refused(message.clone()));
+    }
+    ended
+}
+
+fn run(arguments: &Arguments, level: u8, above: Option<&Supervised>) -> Result<(), Failure> {
     let file = search::find(&arguments.device.plugin).map_err(usage)?;
     let manifest = Manifest::read(&file).map_err(usage)?;
     if arguments.device.help {
@@ -144,8 +183,17 @@ fn run(arguments: &Arguments, level: u8) -> Result<(), Failure> {
     let id = arguments.device.id.clone().unwrap_or_else(|| manifest.name.clone());
     let stop = stop_on_signals().map_err(|e| failed(format!("cannot handle signals: {e}")))?;
     let wanted = Wanted { id, file, manifest, values };
-    let surroundings = Box::new(StandAlone::new(&wanted.id));
-    let (device, host) = make(&wanted, surroundings, level)?;
+    let surroundings: Box<dyn Surroundings> = match above {
+        Some(above) => Box::new(above.clone()),
+        None => Box::new(StandAlone::new(&wanted.id)),
+    };
+    let accepts = matches!(source, Source::Listener(_));
+    let (device, host, missing) = make(&wanted, surroundings, level, arguments.sandbox, accepts)?;
+    match above {
+        Some(above) => above.report(&ready(&*device, missing)),
+        None if missing.is_empty() => {}
+        None => tracing::warn!("the sandbox is not whole, this host refused: {}", missing.join(", ")),
+    }
     serve_all(&device, &host, source, &stop, arguments.keep_listening)
 }
 
@@ -156,16 +204,42 @@ fn capabilities(virtio_type: u32) -> serde_json::Value {
     serde_json::json!({ "type": name, "features": [] })
 }
 
-/// Loads the plugin and makes its device.
+/// What vhost-user does not tell of a device, for the gvmm above.
+fn ready(device: &dyn VirtioDevice, missing: Vec<String>) -> Report {
+    let traits = device.traits();
+    Report::Ready(Ready { queue_sizes: traits.queue_sizes, config_size: traits.config_size, missing })
+}
+
+/// A device with its host, and what its sandbox lacks.
+type Made = (Arc<dyn VirtioDevice>, Arc<BackendHost>, Vec<String>);
+
+/// Loads the plugin and makes its device, in a sandbox if one is wanted.
 fn make(
     wanted: &Wanted,
     surroundings: Box<dyn Surroundings>,
     level: u8,
-) -> Result<(Arc<dyn VirtioDevice>, Arc<BackendHost>), Failure> {
+    sandboxed: Sandboxed,
+    accepts: bool,
+) -> Result<Made, Failure> {
+    let entered = match sandboxed {
+        Sandboxed::Off => None,
+        Sandboxed::On | Sandboxed::Required => {
+            let entered = sandbox::enter(&wanted.file, &wanted.manifest, &wanted.values, accepts);
+            Some(entered.map_err(failed)?)
+        }
+    };
+    let missing = entered.as_ref().map_or(&[][..], |entered| &entered.missing);
+    if sandboxed == Sandboxed::Required && !missing.is_empty() {
+        return Err(failed(format!(
+            "a whole sandbox is required, and this host refused: {}",
+            missing.join(", ")
+        )));
+    }
     let library = Library::load(&wanted.file, level).map_err(failed)?;
+    let missing = entered.map_or_else(Vec::new, Entered::finish);
     let host = Arc::new(BackendHost::new(surroundings));
     match library.create(&wanted.values, host.clone()).map_err(failed)? {
-        Instance::Virtio(device) => Ok((device, host)),
+        Instance::Virtio(device) => Ok((device, host, missing)),
         Instance::Mmio(_) => {
             Err(failed(format!("plugin {}: it made no virtio device", wanted.manifest.name)))
         }
@@ -190,16 +264,7 @@ impl Source {
     /// A socket that the process was started with.
     fn inherited(fd: RawFd) -> Result<Self, Failure> {
         let refused = |why: &dyn std::fmt::Display| usage(format!("--fd {fd}: {why}"));
-        if fd <= 2 {
-            return Err(refused(&"0, 1 and 2 are standard input, output and error"));
-        }
-        let address = getsockname::<SockaddrStorage>(fd).map_err(|errno| refused(&errno))?;
-        if address.family() != Some(AddressFamily::Unix) {
-            return Err(refused(&"it is no Unix socket"));
-        }
-        // SAFETY: it is open, as getsockname has shown, and the command line gives it to us; nothing else in this
-        // process knows of it.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let socket = inherited(fd, "--fd")?;
         let listening = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::AcceptConn);
         if listening.map_err(|errno| refused(&errno))? {
             let listener = Listener::inherited(socket).map_err(|e| refused(&e))?;
@@ -207,6 +272,21 @@ impl Source {
         }
         Ok(Self::Connected(Channel::from(socket)))
     }
+}
+
+/// A Unix socket that the process was started with.
+fn inherited(fd: RawFd, option: &str) -> Result<OwnedFd, Failure> {
+    let refused = |why: &dyn std::fmt::Display| usage(format!("{option} {fd}: {why}"));
+    if fd <= 2 {
+        return Err(refused(&"0, 1 and 2 are standard input, output and error"));
+    }
+    let address = getsockname::<SockaddrStorage>(fd).map_err(|errno| refused(&errno))?;
+    if address.family() != Some(AddressFamily::Unix) {
+        return Err(refused(&"it is no Unix socket"));
+    }
+    // SAFETY: it is open, as getsockname has shown, and the command line gives it to us; nothing else in this process
+    // knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A socket that has input once a signal has asked the program to end. A second one ends it at once.

@@ -8,10 +8,24 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 
 use crate::protocol::Channel;
 
+/// What the way to a back end tells of its device, which vhost-user does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The largest size of each queue.
+    pub queue_sizes: Vec<u16>,
+    /// Bytes of configuration space.
+    pub config_size: u32,
+}
+
 /// A way to a back end, used again each time that it has gone.
 pub trait Connector: Send {
     /// A new connection. It does not wait: the error says why there is none now.
     fn connect(&mut self) -> Result<Channel, String>;
+
+    /// What is known of the device; the error says why there will never be one.
+    fn told(&mut self) -> Result<Option<Told>, String> {
+        Ok(None)
+    }
 
     /// The connection is over: what is left of the back end is of no use any more.
     fn lost(&mut self) {}

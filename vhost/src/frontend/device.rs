@@ -9,7 +9,7 @@ use gvmm_plugin_api::metrics::Metric;
 use gvmm_plugin_api::virtio::{QueueSetup, QueueState, VirtioDevice, VirtioTraits};
 
 use super::bring_up;
-use super::connector::Connector;
+use super::connector::{Connector, Told};
 use super::driver::Driver;
 use super::link::{Link, Watch};
 use super::options::Settings;
@@ -59,9 +59,9 @@ struct Contact {
 }
 
 impl Contact {
-    fn new(channel: Channel, settings: &Settings) -> Result<Self, PeerError> {
+    fn new(channel: Channel, settings: &Settings, told: Option<&Told>) -> Result<Self, PeerError> {
         let peer = Peer::negotiate(channel, settings.timeout)?;
-        let (shape, config) = Shape::of(&peer, settings)?;
+        let (shape, config) = Shape::of(&peer, settings, told)?;
         let watch = Watch::of(&peer)?;
         Ok(Self { peer, watch, shape, config })
     }
@@ -73,7 +73,7 @@ fn first_contact(settings: &Settings, connector: &mut dyn Connector) -> Result<C
     loop {
         let error = match connector.connect() {
             Err(error) => error,
-            Ok(channel) => match Contact::new(channel, settings) {
+            Ok(channel) => match Contact::new(channel, settings, connector.told()?.as_ref()) {
                 Ok(contact) => return Ok(contact),
                 // Another try would find the same.
                 Err(error @ (PeerError::Unfit(_) | PeerError::Refused(_))) => return Err(error.to_string()),

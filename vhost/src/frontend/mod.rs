@@ -26,6 +26,8 @@ use connector::{Connector, Inherited, SocketPath};
 use device::RemoteDevice;
 use options::{Options, Settings};
 
+use crate::isolation::child::{Isolated, Supervisor};
+
 /// Makes a device of option values that fit [`options::DESCRIPTOR`].
 ///
 /// # Errors
@@ -39,6 +41,31 @@ pub fn connect(values: &Values, host: Arc<dyn Host>) -> Result<Arc<dyn VirtioDev
         (None, fd) => Box::new(Inherited::new(fd.unwrap_or(-1))?),
     };
     Ok(Arc::new(RemoteDevice::connect(settings, connector, host)?))
+}
+
+/// Makes the device of a plugin that runs in a process of its own.
+///
+/// # Errors
+///
+/// Why it does not start; for a plugin that makes no virtio device.
+pub fn isolate(isolated: Isolated, host: Arc<dyn Host>) -> Result<Arc<dyn VirtioDevice>, String> {
+    let name = isolated.manifest.name.clone();
+    let named = |error: String| match error.starts_with("device ") || error.starts_with("plugin ") {
+        // The process has named it.
+        true => error,
+        false => format!("device {name}: {error}"),
+    };
+    let settings = settings_for(&isolated).map_err(named)?;
+    let supervisor = Box::new(Supervisor::new(isolated, host.clone()));
+    Ok(Arc::new(RemoteDevice::connect(settings, supervisor, host).map_err(named)?))
+}
+
+fn settings_for(isolated: &Isolated) -> Result<Settings, String> {
+    let device_type = isolated.manifest.virtio_type.ok_or_else(|| {
+        "isolate: only virtio devices run in a process of their own, and this one has registers in gvmm's"
+            .to_owned()
+    })?;
+    Ok(Settings::of_plugin(device_type))
 }
 
 #[cfg(test)]

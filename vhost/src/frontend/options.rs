@@ -132,6 +132,23 @@ pub(super) mod known {
 }
 
 impl Settings {
+    /// For the device of a plugin, whose process tells the rest.
+    pub(crate) fn of_plugin(device_type: u32) -> Self {
+        Self {
+            device_type,
+            known: device_types::of_number(device_type),
+            queues: None,
+            queue_size: 256,
+            config_size: None,
+            tag: None,
+            mac: None,
+            in_order: false,
+            wait: Duration::from_secs(10),
+            timeout: Duration::from_secs(10),
+            heartbeat: Some(Duration::from_secs(10)),
+        }
+    }
+
     /// Checks the options against each other.
     pub fn new(options: &Options) -> Result<Self, SettingsError> {
         let number = options.kind.parse::<u32>().ok().filter(|number| *number > 0);

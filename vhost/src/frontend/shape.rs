@@ -2,6 +2,7 @@
 
 use gvmm_plugin_api::virtio::{F_VERSION_1, VirtioTraits};
 
+use super::connector::Told;
 use super::options::{Settings, known};
 use super::peer::{Peer, PeerError};
 use crate::protocol::features::{CONFIG, NOT_FOR_DRIVER};
@@ -20,6 +21,10 @@ const FS_CONFIG: usize = 40;
 const CONSOLE: u32 = 3;
 /// Queues that are believed when the back end says how many it has; some say how many they could have.
 const MAX_TOLD_QUEUES: u64 = 64;
+/// Most queues of a device; the protocol has 8 bits for their indexes.
+const MAX_QUEUES: usize = 256;
+/// Most bytes of configuration space of a device in a process of its own.
+const MAX_TOLD_CONFIG: u32 = 2048;
 
 /// What the device is.
 #[derive(Debug, Clone)]
@@ -36,7 +41,11 @@ pub(super) struct Shape {
 
 impl Shape {
     /// Finds out what the device is; also its configuration space.
-    pub(super) fn of(peer: &Peer, settings: &Settings) -> Result<(Self, Vec<u8>), PeerError> {
+    pub(super) fn of(
+        peer: &Peer,
+        settings: &Settings,
+        told: Option<&Told>,
+    ) -> Result<(Self, Vec<u8>), PeerError> {
         if peer.offered & F_VERSION_1 == 0 {
             return Err(PeerError::Unfit("the back end knows only drivers of before virtio 1.0".to_owned()));
         }
@@ -52,12 +61,19 @@ impl Shape {
             own = NET_F_MAC;
         }
         overlay.extend(settings.tag.into_iter().flatten());
-        let config = if config_of_peer { first_config(peer, settings)? } else { made_config(settings)? };
-        let queues = queues(peer, settings)?;
+        let config_size = told.map(|told| told.config_size).or(settings.config_size);
+        let config = match config_of_peer {
+            true => first_config(peer, settings, config_size)?,
+            false => made_config(settings)?,
+        };
+        let queue_sizes = match told {
+            Some(told) => told_queues(told)?,
+            None => vec![settings.queue_size; queues(peer, settings)?],
+        };
         let traits = VirtioTraits {
             device_type: settings.device_type,
             features: passed | own,
-            queue_sizes: vec![settings.queue_size; queues],
+            queue_sizes,
             // A configuration is read in one message.
             config_size: config.len() as u32,
         };
@@ -106,8 +122,8 @@ impl Shape {
     }
 }
 
-fn first_config(peer: &Peer, settings: &Settings) -> Result<Vec<u8>, PeerError> {
-    let asked = settings.config_size.as_ref().map(std::slice::from_ref);
+fn first_config(peer: &Peer, settings: &Settings, config_size: Option<u32>) -> Result<Vec<u8>, PeerError> {
+    let asked = config_size.as_ref().map(std::slice::from_ref);
     let sizes = asked.or(settings.known.map(|known| known.config_sizes)).unwrap_or_default();
     for &size in sizes {
         if size == 0 {
@@ -142,6 +158,16 @@ fn made_config(settings: &Settings) -> Result<Vec<u8>, PeerError> {
             "the back end has no configuration space (protocol feature CONFIG), which this type of device needs"
                 .to_owned(),
         )),
+    }
+}
+
+/// Sizes that a program tells which may be anybody's by now.
+fn told_queues(told: &Told) -> Result<Vec<u16>, PeerError> {
+    let sizes = &told.queue_sizes;
+    let good = sizes.len() <= MAX_QUEUES && sizes.iter().all(|size| size.is_power_of_two());
+    match good && told.config_size <= MAX_TOLD_CONFIG {
+        true => Ok(sizes.clone()),
+        false => Err(PeerError::Unfit(format!("its process tells of a device that cannot be: {told:?}"))),
     }
 }
 

@@ -7,7 +7,7 @@
 pub mod channel;
 pub mod features;
 pub mod payload;
-mod rights;
+pub(crate) mod rights;
 
 pub use channel::{Channel, ChannelError, Deadline, Message};
 

@@ -11,7 +11,7 @@ const FD_SIZE: usize = size_of::<i32>();
 const CONTROL_WORDS: usize = (MAX_PASSED * FD_SIZE + 64).div_ceil(8);
 
 /// Receives what is there, without waiting; the number of bytes, and whether all descriptors have been received.
-pub(super) fn receive(
+pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     fds: &mut Vec<OwnedFd>,
