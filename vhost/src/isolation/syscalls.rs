@@ -62,6 +62,7 @@ const COMMON: &[&str] = &[
     "sched_getaffinity",
     "sched_yield",
     "sendmsg",
+    "sendto",
     "set_robust_list",
     "sigaltstack",
     "statx",
