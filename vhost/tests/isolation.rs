@@ -86,6 +86,7 @@ fn a_process_that_is_killed_is_replaced_and_the_last_one_ends_with_the_device() 
     assert_eq!(host.failures(), [""; 0]);
     drop((harness, device));
     assert_eq!(processes("killed"), [0; 0]);
+    assert!(!host.log_lines().iter().any(|(_, line)| line.contains("did not end")), "the last was killed");
 }
 
 #[test]

@@ -189,8 +189,8 @@ fn prepare(passed: [i32; 2], parent: u32) -> io::Result<()> {
 }
 
 impl Running {
-    /// Asks the process to end, waits for that, and ends it at last.
-    fn end(mut self, signal: Signal) {
+    /// Asks the process to end, waits for that, and ends it at last; whether it ended by itself.
+    fn end(mut self, signal: Signal) -> bool {
         // No process has an id beyond 31 bits.
         let id = Pid::from_raw(self.child.id().cast_signed());
         // It may be gone by itself.
@@ -200,10 +200,11 @@ impl Running {
             if begun.elapsed() > END {
                 let _ = self.child.kill();
                 let _ = self.child.wait();
-                return;
+                return false;
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+        true
     }
 }
 
@@ -246,8 +247,11 @@ impl Connector for Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.end(Signal::SIGTERM);
+        if let Some(running) = self.running.take()
+            && !running.end(Signal::SIGTERM)
+        {
+            let text = format!("its process did not end within {} s and was killed", END.as_secs());
+            self.host.log(2, "isolate", &text);
         }
     }
 }
