@@ -8,6 +8,7 @@ mod measure;
 mod pattern;
 mod socket;
 mod terminal;
+mod transfer;
 mod verify;
 
 use std::process::ExitCode;
@@ -39,6 +40,10 @@ enum Command {
     Terminal(terminal::Options),
     /// Connect to a Unix socket, and type to it
     Socket(socket::Options),
+    /// Answer the transfers of other processes
+    Serve(transfer::ServeOptions),
+    /// Send to a server and receive from it, comparing all that arrives
+    Transfer(transfer::TransferOptions),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +55,8 @@ fn main() -> ExitCode {
         Command::Measure(options) => measure::run(&options),
         Command::Terminal(options) => terminal::run(&options),
         Command::Socket(options) => socket::run(&options),
+        Command::Serve(options) => transfer::serve(&options),
+        Command::Transfer(options) => transfer::transfer(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -140,7 +140,7 @@ impl<'a> Bed<'a> {
             .arg(&self.ready.guest.kernel)
             .arg("-initrd")
             .arg(self.folder.join("initrd"))
-            .args(["-append", "console=ttyAMA0 quiet loglevel=1 panic=-1 root=serial:base ro"]);
+            .args(["-append", "console=ttyAMA0 quiet loglevel=1 panic=-1 root=serial:base ro modules=tun"]);
         let disks = [
             ("base", &self.ready.guest.base_image, "on"),
             ("tree", &self.folder.join("tree.img"), "on"),

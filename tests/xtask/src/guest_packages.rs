@@ -13,11 +13,15 @@ use crate::images;
 use crate::process::{self, progress};
 
 /// Raise this whenever the files below are made differently.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 /// Meta package that names the current kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-arm64";
 /// Programs of the outer guest, installed with the libraries they need.
-const PROGRAMS: &[&str] = &["libc6", "libgcc-s1", "busybox-static", "e2fsprogs", "qemu-system-arm"];
+const PROGRAMS: &[&str] =
+    &["libc6", "libgcc-s1", "busybox-static", "e2fsprogs", "passt", "qemu-system-arm", "qemu-utils"];
+/// Users of the outer guest; passt gives up its rights to be nobody.
+const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
+const GROUPS: &str = "root:x:0:\nnogroup:x:65534:\n";
 /// Modules that guests may load; what they depend on comes along.
 const MODULES: &[&str] = &[
     "virtio_mmio",
@@ -109,13 +113,15 @@ fn download(apt: &Apt) -> Result<Vec<PathBuf>> {
 fn lay_out_root(root: &Path) -> Result<()> {
     for folder in [
         "usr/bin", "usr/sbin", "usr/lib", "bed", "gvmm", "results", "tmp", "proc", "sys", "dev", "run",
-        "root",
+        "root", "etc",
     ] {
         std::fs::create_dir_all(root.join(folder))?;
     }
     for folder in ["bin", "sbin", "lib"] {
         std::os::unix::fs::symlink(format!("usr/{folder}"), root.join(folder))?;
     }
+    std::fs::write(root.join("etc/passwd"), USERS)?;
+    std::fs::write(root.join("etc/group"), GROUPS)?;
     Ok(())
 }
 
