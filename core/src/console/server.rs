@@ -143,6 +143,8 @@ impl<D: Door> Worker<D> {
 
     /// Shows what devices have shown until now, as far as clients take it in time.
     fn finish(&mut self) {
+        // A device that was added last may have shown something already.
+        self.adopt();
         let deadline = Instant::now() + super::PATIENCE;
         let mut timeout = PollTimeout::ZERO;
         loop {
