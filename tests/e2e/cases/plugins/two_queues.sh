@@ -1,0 +1,20 @@
+# The tutorial's virtio device sends a guest back what it sends, in process and as a back end.
+cmdline="$cmdline modules=virtio_console"
+guest <<'EOF'
+stty -F /dev/hvc0 raw -echo
+head -n 2 /dev/hvc0 >/run/back &
+reader=$!
+echo hello >/dev/hvc0
+echo once more >/dev/hvc0
+wait $reader
+sed 's/^/back: /' /run/back
+EOF
+# Without the console of the default devices, this one is hvc0.
+boot --no-defaults --device pl011 --device /bed/lib/libecho.so,upper=on
+expect_status 0
+expect_console '^back: HELLO$'
+expect_console '^back: ONCE MORE$'
+back_end /gvmm/gvmm-device /bed/lib/libecho.so,upper=on --socket-path echo.sock
+boot --no-defaults --device pl011 --device vhost-user,type=console,socket=echo.sock
+expect_status 0
+expect_console '^back: ONCE MORE$'
