@@ -6,6 +6,7 @@ mod journal;
 mod load;
 mod measure;
 mod pattern;
+mod scribble;
 mod socket;
 mod terminal;
 mod transfer;
@@ -34,6 +35,8 @@ enum Command {
     Check(journal::CheckOptions),
     /// Read or write for some seconds and print the rate
     Load(load::Options),
+    /// Write random values to the registers of a PCI function
+    Scribble(scribble::Options),
     /// Run a VMM; measure it when its guest prints a text
     Measure(measure::Options),
     /// Run a command on a terminal of its own, and type to it
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Append(options) => journal::append(&options),
         Command::Check(options) => journal::check(&options),
         Command::Load(options) => load::run(&options),
+        Command::Scribble(options) => scribble::run(&options),
         Command::Measure(options) => measure::run(&options),
         Command::Terminal(options) => terminal::run(&options),
         Command::Socket(options) => socket::run(&options),
