@@ -14,7 +14,8 @@ done
 for address in '\000\000\002\010' '\000\000\377\077' '\000\000\000\200' '\000\000\000\020' '\377\377\377\377'; do
     printf "$address" | dd of=config bs=4 seek=4 count=1 conv=notrunc 2>/dev/null && echo "moved"
 done
-guestio verify /dev/vda --processes 2 --requests 100
+# The one that is left.
+guestio verify /dev/vd? --processes 2 --requests 100
 EOF
 boot --cpus 2 --device virtio_blk,disk=good.img,transport=mmio --device virtio_blk,disk=victim.img,transport=pci
 expect_status 0

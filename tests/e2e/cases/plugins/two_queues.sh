@@ -1,12 +1,12 @@
 # The tutorial's virtio device sends a guest back what it sends, in process and as a back end.
 cmdline="$cmdline modules=virtio_console"
 guest <<'EOF'
-stty -F /dev/hvc0 raw -echo
-head -n 2 /dev/hvc0 >/run/back &
-reader=$!
-echo hello >/dev/hvc0
-echo once more >/dev/hvc0
-wait $reader
+# Held open: the last close sets the terminal back.
+exec 3<>/dev/hvc0
+stty raw -echo <&3
+echo hello >&3
+echo once more >&3
+head -n 2 <&3 >/run/back
 sed 's/^/back: /' /run/back
 EOF
 # Without the console of the default devices, this one is hvc0.
