@@ -15,6 +15,6 @@ expect_status 0
 expect_console '^back: HELLO$'
 expect_console '^back: ONCE MORE$'
 back_end /gvmm/gvmm-device /bed/lib/libecho.so,upper=on --socket-path echo.sock
-boot --no-defaults --device pl011 --device vhost-user,type=console,socket=echo.sock
+boot --no-defaults --device pl011 --device vhost-user,type=console,queue-size=64,socket=echo.sock
 expect_status 0
 expect_console '^back: ONCE MORE$'
