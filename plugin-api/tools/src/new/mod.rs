@@ -1,7 +1,7 @@
 //! `gvmm plugin new`: begins a plugin, in a crate of its own that builds at once.
 //!
 //! The sources are those of the tutorial's devices, `tests/counter` and `tests/echo`, which are built and tested with
-//! everything else; the other files are in `tools/templates`.
+//! everything else; the other files are in `plugin-api/tools/templates`.
 
 mod api;
 
@@ -49,16 +49,16 @@ const COMMON: &[File] = &[
 ];
 
 const MMIO: &[File] = &[
-    ("src/lib.rs", include_str!("../../../tests/counter/src/lib.rs")),
-    ("src/device.rs", include_str!("../../../tests/counter/src/device.rs")),
-    ("src/device_test.rs", include_str!("../../../tests/counter/src/device_test.rs")),
+    ("src/lib.rs", include_str!("../../../../tests/counter/src/lib.rs")),
+    ("src/device.rs", include_str!("../../../../tests/counter/src/device.rs")),
+    ("src/device_test.rs", include_str!("../../../../tests/counter/src/device_test.rs")),
 ];
 
 const VIRTIO: &[File] = &[
-    ("src/lib.rs", include_str!("../../../tests/echo/src/lib.rs")),
-    ("src/device.rs", include_str!("../../../tests/echo/src/device.rs")),
-    ("src/messages.rs", include_str!("../../../tests/echo/src/messages.rs")),
-    ("src/device_test.rs", include_str!("../../../tests/echo/src/device_test.rs")),
+    ("src/lib.rs", include_str!("../../../../tests/echo/src/lib.rs")),
+    ("src/device.rs", include_str!("../../../../tests/echo/src/device.rs")),
+    ("src/messages.rs", include_str!("../../../../tests/echo/src/messages.rs")),
+    ("src/device_test.rs", include_str!("../../../../tests/echo/src/device_test.rs")),
 ];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<u8, String> {

@@ -61,7 +61,7 @@ fn plugins() -> Vec<(String, String)> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]);
     let metadata: Value = serde_json::from_slice(&cargo.output().unwrap().stdout).unwrap();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins").canonicalize().unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins").canonicalize().unwrap();
     let packages = metadata["packages"].as_array().unwrap().iter();
     let ours = packages
         .filter(|package| PathBuf::from(package["manifest_path"].as_str().unwrap()).starts_with(&folder));
