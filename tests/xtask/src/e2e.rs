@@ -5,6 +5,7 @@
 //! one boot of L1, which the group's `group.toml` describes.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -59,6 +60,36 @@ pub(crate) fn find(workspace: &Workspace, prefixes: &[String]) -> Result<Vec<Gro
     Ok(groups)
 }
 
+/// Boots of L1 at a time. A boot seldom keeps more than one of the host's processors busy, and two are what
+/// the tests' time limits were seen to allow on a machine with two.
+const LANES: usize = 2;
+
+/// Runs groups, longest first, each in a boot of its own and two boots at a time.
+pub(crate) fn run(groups: &[Group], ready: &Ready, build: &Build, dist: &Path) -> Result<Counts> {
+    let mut longest_last: Vec<_> = groups.iter().collect();
+    longest_last.sort_by_key(|group| group.cases.len());
+    let waiting = Mutex::new(longest_last);
+    let lane = || -> Result<Counts> {
+        let mut counts = Counts::default();
+        loop {
+            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(group) = waiting.pop() else { return Ok(counts) };
+            // With the lock held: preparations share build folders.
+            let bed = group.prepare(ready, build, dist)?;
+            drop(waiting);
+            counts += group.run(&bed);
+        }
+    };
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
+        let mut total = Counts::default();
+        for lane in lanes {
+            total += lane.join().map_err(|_| anyhow::anyhow!("a lane of the test bed panicked"))??;
+        }
+        Ok(total)
+    })
+}
+
 impl Group {
     fn read(folder: &Path, prefixes: &[String]) -> Result<Self> {
         let name = file_stem(folder)?;
@@ -85,10 +116,10 @@ impl Group {
         self.cases.iter().map(|case| format!("e2e/{}/{}: {}", self.name, case.name, case.summary))
     }
 
-    /// Runs the group in one boot, printing a line for each test as it ends.
-    pub(crate) fn run(&self, ready: &Ready, build: &Build, dist: &Path) -> Result<Counts> {
-        let workspace = build.workspace;
+    /// Prepares the group's boot of L1.
+    fn prepare<'a>(&self, ready: &'a Ready, build: &Build<'a>, dist: &Path) -> Result<Bed<'a>> {
         progress(format!("booting the test bed for the {} tests of e2e/{}", self.cases.len(), self.name));
+        let workspace = build.workspace;
         let mut bed = Bed::new(workspace, ready, &format!("e2e-{}", self.name))?;
         bed.cpus = self.bed.cpus;
         bed.memory_mib = self.bed.memory_mib;
@@ -98,6 +129,11 @@ impl Group {
         add_libraries(&bed, build, &self.bed.libraries)?;
         add_protected_kernel(&bed)?;
         bed.add(&workspace.root.join("tests/e2e/cases").join(&self.name), "cases")?;
+        Ok(bed)
+    }
+
+    /// Runs the group in one boot, printing a line for each test as it ends.
+    fn run(&self, bed: &Bed) -> Counts {
         let names: Vec<_> = self.cases.iter().map(|case| case.name.as_str()).collect();
 
         let mut results = Vec::new();
@@ -128,7 +164,7 @@ impl Group {
                 show_log(&outcome.results.join(&result.name));
             }
         }
-        Ok(counts)
+        counts
     }
 }
 

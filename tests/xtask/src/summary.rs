@@ -29,13 +29,19 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Reads a line that sums up test results: `test result: ...` of `cargo test`, `Summary [...] ...` of nextest.
-pub(crate) fn parse_line(line: &str) -> Option<Counts> {
-    let line = line.trim();
-    let cargo_test = || line.strip_prefix("test result: ");
-    let nextest =
-        || line.strip_prefix("Summary [").and_then(|rest| rest.split_once("run: ")).map(|(_, tail)| tail);
-    let tail = cargo_test().or_else(nextest)?;
+/// Reads the line that sums up results of `cargo test`: `test result: ...`.
+pub(crate) fn of_cargo_test(line: &str) -> Option<Counts> {
+    line.strip_prefix("test result: ").map(counts_in)
+}
+
+/// Reads the line that sums up results of nextest: `Summary [...] ...`. Failed tests are shown with their output,
+/// which may hold summaries of test runs they made.
+pub(crate) fn of_nextest(line: &str) -> Option<Counts> {
+    let tail = line.trim_start().strip_prefix("Summary [")?.split_once("run: ")?.1;
+    Some(counts_in(tail))
+}
+
+fn counts_in(tail: &str) -> Counts {
     let mut counts = Counts::default();
     let mut number = 0;
     for word in tail.split([' ', ',', ';', '.', '(', ')']).filter(|word| !word.is_empty()) {
@@ -46,7 +52,7 @@ pub(crate) fn parse_line(line: &str) -> Option<Counts> {
             _ => number = word.parse().unwrap_or(0),
         }
     }
-    Some(counts)
+    counts
 }
 
 #[cfg(test)]
@@ -60,21 +66,28 @@ mod tests {
     #[test]
     fn reads_the_summary_of_cargo_test() {
         let line = "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.01s";
-        assert_eq!(parse_line(line), counts(3, 2, 1));
+        assert_eq!(of_cargo_test(line), counts(3, 2, 1));
     }
 
     #[test]
     fn reads_the_summary_of_nextest() {
-        assert_eq!(parse_line("     Summary [   0.013s] 5 tests run: 5 passed, 0 skipped"), counts(5, 0, 0));
+        assert_eq!(of_nextest("     Summary [   0.013s] 5 tests run: 5 passed, 0 skipped"), counts(5, 0, 0));
         let line =
             "     Summary [   1.2s] 7/9 tests run: 4 passed (1 slow), 2 failed, 1 timed out, 3 skipped";
-        assert_eq!(parse_line(line), counts(4, 3, 3));
+        assert_eq!(of_nextest(line), counts(4, 3, 3));
     }
 
     #[test]
     fn other_lines_are_no_summary() {
-        assert_eq!(parse_line("running 3 tests"), None);
-        assert_eq!(parse_line("5 passed"), None);
+        assert_eq!(of_cargo_test("running 3 tests"), None);
+        assert_eq!(of_cargo_test("5 passed"), None);
+        assert_eq!(of_nextest("5 passed"), None);
+    }
+
+    #[test]
+    fn runs_inside_a_failed_test_are_not_counted() {
+        assert_eq!(of_nextest("    test result: FAILED. 0 passed; 1 failed"), None);
+        assert_eq!(of_cargo_test("    test result: FAILED. 0 passed; 1 failed"), None);
     }
 
     #[test]

@@ -48,32 +48,34 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
         progress("building the tests of every package");
         let mut build = Command::new(cargo());
         process::run(build.args(["build", "--workspace", "--tests"]).current_dir(&workspace.root))?;
-        total += on_this_machine(workspace, "unit and property tests", unit_tests())?;
+        let (tests, sums) = unit_tests();
+        total += on_this_machine(workspace, "unit and property tests", tests, sums)?;
     }
     if selected("doc") {
-        total += on_this_machine(workspace, "examples in the documentation", doc_tests())?;
+        total +=
+            on_this_machine(workspace, "examples in the documentation", doc_tests(), summary::of_cargo_test)?;
     }
     if !groups.is_empty() {
         let ready = setup::ensure(workspace)?;
         let build = Build { workspace, target: Some(TARGET), cross: &ready.cross };
         let dist = dist::make(&build)?;
-        for group in &groups {
-            total += group.run(&ready, &build, &dist)?;
-        }
+        total += e2e::run(&groups, &ready, &build, &dist)?;
     }
     println!("{total}");
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn unit_tests() -> Command {
+/// The runner of unit tests, and what reads its summary.
+fn unit_tests() -> (Command, ReadSummary) {
     let mut command = Command::new(cargo());
     if find_program("cargo-nextest").is_some() {
         command.args(["nextest", "run", "--workspace", "--no-fail-fast", "--color", "never"]);
         command.args(["--status-level", "fail", "--final-status-level", "fail", "--hide-progress-bar"]);
+        (command, summary::of_nextest)
     } else {
         command.args(["test", "--workspace", "--tests", "--no-fail-fast", "--quiet"]);
+        (command, summary::of_cargo_test)
     }
-    command
 }
 
 fn doc_tests() -> Command {
@@ -82,8 +84,15 @@ fn doc_tests() -> Command {
     command
 }
 
+type ReadSummary = fn(&str) -> Option<Counts>;
+
 /// Runs a test runner, shows what it says, and counts from its summaries.
-fn on_this_machine(workspace: &Workspace, what: &str, mut command: Command) -> Result<Counts> {
+fn on_this_machine(
+    workspace: &Workspace,
+    what: &str,
+    mut command: Command,
+    read_summary: ReadSummary,
+) -> Result<Counts> {
     progress(what);
     // One pipe for both streams keeps their order; the shell is there to join them.
     let line = format!("{} 2>&1", process::display(&command));
@@ -95,7 +104,7 @@ fn on_this_machine(workspace: &Workspace, what: &str, mut command: Command) -> R
     for line in BufReader::new(output).lines() {
         let line = line?;
         println!("{line}");
-        if let Some(more) = summary::parse_line(&line) {
+        if let Some(more) = read_summary(&line) {
             counts += more;
         }
     }
