@@ -30,8 +30,15 @@ pub(crate) struct Build<'a> {
 impl Build<'_> {
     /// A cargo command in release mode; `subcommand` is `build` or `rustc`.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
+        let mut command = self.debug_cargo(subcommand);
+        command.arg("--release");
+        command
+    }
+
+    /// The same without optimisation.
+    pub(crate) fn debug_cargo(&self, subcommand: &str) -> Command {
         let mut command = Command::new(cargo());
-        command.current_dir(&self.workspace.root).args([subcommand, "--release"]);
+        command.current_dir(&self.workspace.root).arg(subcommand);
         if let Some(target) = self.target {
             command.args(["--target", target]);
             if target == TARGET {
@@ -43,8 +50,17 @@ impl Build<'_> {
 
     /// Where cargo puts what it builds.
     pub(crate) fn output(&self) -> PathBuf {
+        self.folder().join("release")
+    }
+
+    /// The same without optimisation.
+    pub(crate) fn debug_output(&self) -> PathBuf {
+        self.folder().join("debug")
+    }
+
+    fn folder(&self) -> PathBuf {
         let target = &self.workspace.target;
-        self.target.map_or_else(|| target.clone(), |name| target.join(name)).join("release")
+        self.target.map_or_else(|| target.clone(), |name| target.join(name))
     }
 
     /// Builds programs that need nothing of the system they run on; returns their files.

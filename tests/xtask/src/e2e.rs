@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::bed::Bed;
 use crate::build::Build;
+use crate::dist;
 use crate::process::{self, progress};
 use crate::setup::Ready;
 use crate::summary::Counts;
@@ -41,6 +42,9 @@ struct BedOptions {
     /// Packages below `tests/` whose shared library the tests want at `/bed/lib`.
     #[serde(default)]
     libraries: Vec<String>,
+    /// Members of the workspace [`EXAMPLES`] that they want there as well.
+    #[serde(default)]
+    examples: Vec<String>,
 }
 
 struct Case {
@@ -127,6 +131,7 @@ impl Group {
         bed.add(dist, "gvmm")?;
         add_tools(&bed, build)?;
         add_libraries(&bed, build, &self.bed.libraries)?;
+        add_examples(&bed, build, &self.bed.examples)?;
         add_protected_kernel(&bed)?;
         bed.add(&workspace.root.join("tests/e2e/cases").join(&self.name), "cases")?;
         Ok(bed)
@@ -212,17 +217,42 @@ fn add_protected_kernel(bed: &Bed) -> Result<()> {
 
 /// Puts the shared libraries of packages below `tests/` at `/bed/lib`.
 pub(crate) fn add_libraries(bed: &Bed, build: &Build, names: &[String]) -> Result<()> {
+    let mut libraries = Vec::new();
     for name in names {
         let mut packages = build.workspace.members_below("tests");
         let library = packages
             .find(|package| package.name == *name)
             .and_then(|package| package.targets_of("cdylib").next())
             .with_context(|| format!("no package {name} below tests/ builds a shared library"))?;
-        process::run(build.cargo("build").args(["--package", name]))?;
-        let file = format!("lib{library}.so");
-        bed.add(&build.output().join(&file), &format!("lib/{file}"))?;
+        libraries.push(library);
     }
-    Ok(())
+    if !names.is_empty() {
+        let mut command = build.cargo("build");
+        // Beside what is built already: alone they would get their dependencies with fewer features, built anew.
+        dist::select(build.workspace, &mut command);
+        process::run(command.args(names.iter().flat_map(|name| ["--package", name])))?;
+    }
+    libraries.into_iter().try_for_each(|library| add_library(bed, &build.output(), library))
+}
+
+/// The workspace of plugins that know gvmm by its plugin interface alone.
+const EXAMPLES: &str = "docs/plugins/examples";
+
+/// Puts the shared libraries of example plugins at `/bed/lib`; each has the name of its package. They are built without
+/// optimisation, which takes less time than the tests would gain by it.
+fn add_examples(bed: &Bed, build: &Build, names: &[String]) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut command = build.debug_cargo("build");
+    command.current_dir(build.workspace.root.join(EXAMPLES)).env("CARGO_TARGET_DIR", &build.workspace.target);
+    process::run(command.args(names.iter().flat_map(|name| ["--package", name])))?;
+    names.iter().try_for_each(|name| add_library(bed, &build.debug_output(), name))
+}
+
+fn add_library(bed: &Bed, output: &Path, name: &str) -> Result<()> {
+    let file = format!("lib{name}.so");
+    bed.add(&output.join(&file), &format!("lib/{file}"))
 }
 
 /// What a failed test said, with the console of its last guest.

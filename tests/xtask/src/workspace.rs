@@ -40,13 +40,18 @@ struct Metadata {
 }
 
 impl Workspace {
-    /// Asks cargo for the layout; needs no network.
+    /// The checkout of this binary.
     pub(crate) fn find() -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .ancestors()
             .nth(2)
-            .context("the xtask package has left its place in the workspace")?
-            .to_path_buf();
+            .context("the xtask package has left its place in the workspace")?;
+        Self::at(root)
+    }
+
+    /// Asks cargo for the layout; needs no network.
+    pub(crate) fn at(root: &Path) -> Result<Self> {
+        let root = root.to_path_buf();
         let text = process::output(
             Command::new(cargo()).args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(&root),
         )?;
