@@ -6,6 +6,7 @@
 mod apt;
 mod bed;
 mod bench;
+mod bench_vhost_user;
 mod build;
 mod cpio;
 mod debian_rust;
@@ -16,6 +17,7 @@ mod guest_packages;
 mod images;
 mod l1;
 mod process;
+mod samples;
 mod setup;
 mod summary;
 mod test;
@@ -43,7 +45,7 @@ enum Command {
     Demo(demo::Options),
     /// Run every test: unit tests, documentation tests, guests in the test bed
     Test(test::Options),
-    /// Measure gvmm beside other VMMs in the test bed
+    /// Measure gvmm beside other VMMs in the test bed, or its back end beside QEMU's
     Bench(bench::Options),
     /// Lay out gvmm and its plugins in one folder that runs from anywhere
     Dist(dist::Options),
