@@ -244,7 +244,7 @@ fn the_link_goes_down_with_the_connection_and_comes_back_with_another() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("net.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let mut machine = Machine::new(&[("socket", path.to_str().unwrap())], ALL);
+    let mut machine = Machine::new(&[("socket", path.to_str().unwrap()), ("mac", "02:00:00:00:00:01")], ALL);
     let mut tx = machine.harness.start(TX, 16);
     let mut rx = Receiver::start(&mut machine, RX, 64, 2048);
     assert!(machine.link_up());
@@ -253,6 +253,7 @@ fn the_link_goes_down_with_the_connection_and_comes_back_with_another() {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut peer = Peer(stream);
         wait_until("the link", || machine.link_up());
+        assert_eq!(peer.receive_any()[6..14], [2, 0, 0, 0, 0, 1, 0x80, 0x35], "the card makes itself known");
         let sent = frame(GUEST, 100, round);
         let buffer = machine.outgoing(&sent);
         tx.request(&[buffer]);
@@ -295,6 +296,7 @@ fn a_peer_that_announces_an_impossible_frame_is_left() {
     let (mut peer, end) = Peer::pair();
     let mut machine = Machine::on(end, &[], ALL);
     let _rx = Receiver::start(&mut machine, RX, 64, 2048);
+    peer.receive_any();
     std::io::Write::write_all(&mut peer.0, &[0xff; 64]).unwrap();
     wait_until("the link to be down", || !machine.link_up());
     assert_eq!(std::io::Read::read(&mut peer.0, &mut [0; 8]).unwrap(), 0, "the connection is closed");

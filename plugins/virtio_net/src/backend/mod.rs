@@ -1,5 +1,6 @@
 //! Where frames come from and go to.
 
+mod announce;
 pub(crate) mod descriptor;
 pub(crate) mod packet;
 pub(crate) mod passt;

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
-use super::watch_writable;
+use super::{announce, watch_writable};
 use crate::card::{Card, MAX_FRAME};
 
 /// Bytes of the length before a frame.
@@ -54,13 +54,21 @@ impl StreamLink {
     }
 
     /// Takes a connection; the link is up.
+    ///
+    /// The card makes itself known first: until passt has seen a frame of it, it sends to all, and guests ignore the
+    /// connections of its forwarded ports, which come to them that way.
     pub(crate) fn attach(&self, stream: OwnedFd) -> io::Result<()> {
         let mut state = self.lock();
         // The one before leaves the epoll when its last handle is closed.
         *state = State { generation: state.generation + 1, ..State::default() };
         self.readable.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
         state.stream = Some(Arc::new(stream));
-        drop(state);
+        let mut sender = Sender(state);
+        let frame = announce::frame(self.card.filter().own);
+        sender.frame(frame.len()).copy_from_slice(&frame);
+        // What is not taken now goes ahead of the guest's first frame; whoever receives finds a broken connection.
+        let _ = sender.send();
+        drop(sender);
         self.card.set_link(true);
         Ok(())
     }
@@ -146,6 +154,19 @@ impl Sender<'_> {
     /// the connection open. Without a connection the frames are lost.
     pub(crate) fn flush(&mut self, writable: &Epoll, blocked: &mut Option<Arc<OwnedFd>>) -> io::Result<bool> {
         *blocked = None;
+        match self.send() {
+            Err(Errno::EAGAIN) => {}
+            other => return Ok(other.map(|()| true)?),
+        }
+        if let Some(stream) = &self.0.stream {
+            watch_writable(writable, stream.as_fd())?;
+            *blocked = Some(stream.clone());
+        }
+        Ok(false)
+    }
+
+    /// Sends what the other end takes of what was added; EAGAIN if that is not all.
+    fn send(&mut self) -> nix::Result<()> {
         let state = &mut *self.0;
         while let Some(stream) = &state.stream
             && state.sent < state.unsent.len()
@@ -154,17 +175,12 @@ impl Sender<'_> {
             match send(stream.as_raw_fd(), &state.unsent[state.sent..], flags) {
                 Ok(len) => state.sent += len,
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    watch_writable(writable, stream.as_fd())?;
-                    *blocked = Some(stream.clone());
-                    return Ok(false);
-                }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         state.unsent.clear();
         state.sent = 0;
-        Ok(true)
+        Ok(())
     }
 }
 
