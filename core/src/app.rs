@@ -71,7 +71,7 @@ fn run(arguments: &RunArguments, begun: Instant, level: u8) -> Result<Outcome, S
     check_vcpus(arguments.cpus)?;
     loader::check(&kernel, arguments.initrd.as_deref()).map_err(|error| error.to_string())?;
     let stats_file = arguments.stats.as_deref().map(StatsFile::open).transpose()?;
-    let wanted = devices::wanted(&arguments.devices, !arguments.no_defaults)?;
+    let wanted = devices::wanted(&arguments.devices, !arguments.no_defaults, Transport::usual(protection))?;
     let accelerator = accelerator(arguments.accel, arguments.dump_dtb.is_some())?;
     let stop = Arc::new(eventfd::new().map_err(|e| format!("cannot make an eventfd: {e}"))?);
     stop_on_signals(&stop)?;

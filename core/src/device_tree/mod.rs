@@ -20,7 +20,7 @@ use crate::hypervisor::{self, Accelerator, VmPlan};
 use crate::loader::Initrd;
 
 pub use device::PlacedNode;
-pub use pci::PciNode;
+pub use pci::{PCI_HOST, PciNode};
 
 /// Longest kernel command line (`COMMAND_LINE_SIZE` of arm64 Linux, which includes a NUL). The kernel cuts a longer
 /// one without a word.

@@ -8,6 +8,8 @@ use super::Error;
 use super::platform::{EDGE_RISING, GIC_PHANDLE, GIC_SPI, V2M_PHANDLE};
 use crate::pci::v2m::FIRST_INTID;
 
+/// What drivers know the host by.
+pub const PCI_HOST: &str = "pci-host-ecam-generic";
 /// First cell of a PCI address: 32-bit memory, not prefetchable (PCI Bus Binding to Open Firmware, 2.2.1.1).
 const MEMORY_32: u32 = 0x0200_0000;
 /// Bits of a PCI address that tell the device, and of an interrupt that tell the pin.
@@ -50,7 +52,7 @@ pub(super) fn write_frame(pci: &PciNode, fdt: &mut FdtWriter) -> Result<(), Erro
 /// devices, if that is not all of it.
 pub(super) fn write_host(pci: &PciNode, pool: Option<u32>, fdt: &mut FdtWriter) -> Result<(), Error> {
     let host = fdt.begin_node(&format!("pcie@{:x}", pci.ecam.start))?;
-    fdt.property_string("compatible", "pci-host-ecam-generic")?;
+    fdt.property_string("compatible", PCI_HOST)?;
     fdt.property_string("device_type", "pci")?;
     fdt.property_u32("#address-cells", 3)?;
     fdt.property_u32("#size-cells", 2)?;

@@ -38,8 +38,13 @@ pub struct WantedDevice {
     cmdline: Option<CmdlineRule>,
 }
 
-/// Finds the plugins of the command line and, unless told otherwise, of the default profile.
-pub fn wanted(arguments: &[DeviceArgument], defaults: bool) -> Result<Vec<WantedDevice>, String> {
+/// Finds the plugins of the command line and, unless told otherwise, of the default profile. Virtio devices that do not
+/// choose are on the `usual` transport.
+pub fn wanted(
+    arguments: &[DeviceArgument],
+    defaults: bool,
+    usual: Transport,
+) -> Result<Vec<WantedDevice>, String> {
     let mut found = Vec::new();
     for argument in arguments {
         found.push((argument.clone(), Provider::find(argument)?, None));
@@ -65,6 +70,7 @@ pub fn wanted(arguments: &[DeviceArgument], defaults: bool) -> Result<Vec<Wanted
     let mut wanted = Vec::new();
     for (mut argument, provider, cmdline) in found {
         let transport = Transport::take(&mut argument, &provider.manifest.kind, &provider.manifest.name)?;
+        let transport = transport.unwrap_or(usual);
         let values = provider.manifest.check(argument.pairs()).map_err(|e| e.to_string())?;
         let id = argument.id.clone().unwrap_or_else(|| free_id(&mut ids, &provider.manifest.name));
         wanted.push(WantedDevice { id, provider, values, transport, cmdline });

@@ -91,6 +91,9 @@ impl Life {
         let seed =
             Seed::from_host().map_err(|e| failed(format!("cannot get randomness for the guest: {e}")))?;
         let cmdline = cmdline(machine, &mut ram, &loaded)?;
+        if machine.devices.pci.is_some() && !pci::kernel_knows_host(kernel(&mut ram, &loaded)?) {
+            tracing::warn!("{}", pci::UNKNOWN_HOST);
+        }
         ram.write(loaded.boot.dtb_address, &tree(machine, &plan, &loaded, &cmdline, Some(seed))?)?;
         let ram = ram.finish();
         machine.devices.attach(&ram.shared());
@@ -169,8 +172,12 @@ fn load(machine: &Machine, ram: &mut RamBuilder) -> Result<loader::Loaded, Failu
 
 /// The command line for the kernel that has been loaded.
 fn cmdline(machine: &Machine, ram: &mut RamBuilder, loaded: &loader::Loaded) -> Result<String, Failure> {
-    let kernel = ram.slice_mut(RAM_BASE, loaded.boot.dtb_address - RAM_BASE)?;
-    Ok(cmdline::complete(&machine.cmdline, &machine.devices.cmdline, kernel))
+    Ok(cmdline::complete(&machine.cmdline, &machine.devices.cmdline, kernel(ram, loaded)?))
+}
+
+/// The kernel that has been loaded.
+fn kernel<'a>(ram: &'a mut RamBuilder, loaded: &loader::Loaded) -> Result<&'a [u8], Failure> {
+    Ok(ram.slice_mut(RAM_BASE, loaded.boot.dtb_address - RAM_BASE)?)
 }
 
 fn plan<'a>(machine: &'a Machine, ranges: &'a [memory::MemoryRange], loaded: &loader::Loaded) -> VmPlan<'a> {

@@ -6,7 +6,7 @@ use gvmm_plugin_api::virtio::VirtioDevice;
 
 use super::layout::{Allocator, PCI_ECAM, PCI_WINDOW, V2M_FRAME};
 use crate::bus::Bus;
-use crate::device_tree::PciNode;
+use crate::device_tree::{self, PciNode};
 use crate::hypervisor::InterruptLine;
 use crate::pci::function::FunctionSpec;
 use crate::pci::host::{ECAM_SIZE, Ecam, PciHost, Window};
@@ -17,6 +17,15 @@ use crate::virtio::pci::{Interrupts, spec};
 
 /// Name of what belongs to the bus and not to a device, for messages.
 const BUS_NAME: &str = "pci";
+
+/// What the user is told about a kernel that does not know the host.
+pub const UNKNOWN_HOST: &str = "the kernel has no driver for the PCI host built in (CONFIG_PCI_HOST_GENERIC): it finds \
+                                no device on PCI unless it loads one; transport=mmio puts a device on virtio-mmio";
+
+/// Whether a kernel has the driver of the host built in: then it contains the host's name in device trees.
+pub fn kernel_knows_host(kernel: &[u8]) -> bool {
+    memchr::memmem::find(kernel, device_tree::PCI_HOST.as_bytes()).is_some()
+}
 
 /// The functions so far.
 #[derive(Default)]
@@ -70,5 +79,16 @@ pub fn node(host: &PciHost) -> PciNode {
         frame: host.frame().base()..host.frame().base() + FRAME_SIZE,
         message_spis: host.frame().spis(),
         lines: host.functions().iter().map(|function| function.spi()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_with_the_driver_of_the_host_is_told_by_its_name() {
+        assert!(kernel_knows_host(b"code\0pci-host-ecam-generic\0data"));
+        assert!(!kernel_knows_host(b"pci-host-cam-generic"));
     }
 }

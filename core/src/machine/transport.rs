@@ -1,15 +1,15 @@
 //! How the guest sees a virtio device.
 
+use super::Protection;
 use crate::plugin::argument::DeviceArgument;
 
 /// The option of every virtio device that chooses.
 const OPTION: &str = "transport";
 
 /// The transport of a virtio device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// Registers and one interrupt line of its own: the smallest, and two exits an interrupt.
-    #[default]
     Mmio,
     /// A function on the PCI bus with a message interrupt for each queue, none of which is an exit.
     Pci,
@@ -17,16 +17,25 @@ pub enum Transport {
 
 impl Transport {
     /// What `--device PLUGIN,help` says of the option.
-    pub const HELP: &str = "  transport=<mmio|pci>  (default mmio)\n      How the guest sees the device: pci has an interrupt \
-                            for each queue and needs no exits.\n";
+    pub const HELP: &str = "  transport=<pci|mmio>  (default pci, mmio with --protected)\n      How the guest sees the \
+                            device: pci has an interrupt for each queue and needs no exits; mmio is for kernels \
+                            without PCI.\n";
+
+    /// The transport of devices that do not choose. Kernels of protected guests are small and often without PCI.
+    pub fn usual(protection: Protection) -> Self {
+        match protection {
+            Protection::Shared => Self::Pci,
+            Protection::Lent { .. } => Self::Mmio,
+        }
+    }
 
     /// Whether plugins of this kind have transports.
     pub fn applies_to(kind: &str) -> bool {
         kind == "virtio"
     }
 
-    /// Takes the option out of those for a plugin of this kind and name.
-    pub fn take(argument: &mut DeviceArgument, kind: &str, name: &str) -> Result<Self, String> {
+    /// Takes the option out of those for a plugin of this kind and name, if it is there.
+    pub fn take(argument: &mut DeviceArgument, kind: &str, name: &str) -> Result<Option<Self>, String> {
         let mut chosen = None;
         if Self::applies_to(kind) {
             while let Some(at) = argument.options.iter().position(|(option, _)| option == OPTION) {
@@ -36,14 +45,14 @@ impl Transport {
                 }
             }
         }
-        Ok(chosen.unwrap_or_default())
+        Ok(chosen)
     }
 
     fn parse(word: &str, device: &str) -> Result<Self, String> {
         match word {
             "mmio" => Ok(Self::Mmio),
             "pci" => Ok(Self::Pci),
-            _ => Err(format!("device {device}: option '{OPTION}': '{word}' is not mmio or pci")),
+            _ => Err(format!("device {device}: option '{OPTION}': '{word}' is not pci or mmio")),
         }
     }
 }
@@ -52,7 +61,7 @@ impl Transport {
 mod tests {
     use super::*;
 
-    fn take(text: &str, kind: &str) -> (Result<Transport, String>, Vec<String>) {
+    fn take(text: &str, kind: &str) -> (Result<Option<Transport>, String>, Vec<String>) {
         let mut argument = DeviceArgument::parse(text).unwrap();
         let taken = Transport::take(&mut argument, kind, "disk");
         (taken, argument.options.into_iter().map(|(name, _)| name).collect())
@@ -60,9 +69,15 @@ mod tests {
 
     #[test]
     fn the_option_is_not_the_plugins() {
-        assert_eq!(take("d,transport=pci,x=1", "virtio"), (Ok(Transport::Pci), vec!["x".to_owned()]));
-        assert_eq!(take("d,transport=mmio", "virtio"), (Ok(Transport::Mmio), Vec::new()));
-        assert_eq!(take("d", "virtio").0, Ok(Transport::default()));
+        assert_eq!(take("d,transport=pci,x=1", "virtio"), (Ok(Some(Transport::Pci)), vec!["x".to_owned()]));
+        assert_eq!(take("d,transport=mmio", "virtio"), (Ok(Some(Transport::Mmio)), Vec::new()));
+        assert_eq!(take("d", "virtio").0, Ok(None));
+    }
+
+    #[test]
+    fn the_usual_transport_is_pci_but_for_protected_guests() {
+        assert_eq!(Transport::usual(Protection::Shared), Transport::Pci);
+        assert_eq!(Transport::usual(Protection::Lent { window: 1 << 20, firmware: false }), Transport::Mmio);
     }
 
     #[test]
@@ -73,7 +88,7 @@ mod tests {
     #[test]
     fn a_wrong_word_is_refused_with_the_right_ones() {
         let error = |text| take(text, "virtio").0.unwrap_err();
-        assert_eq!(error("d,transport=usb"), "device disk: option 'transport': 'usb' is not mmio or pci");
+        assert_eq!(error("d,transport=usb"), "device disk: option 'transport': 'usb' is not pci or mmio");
         assert_eq!(error("d,transport=pci,transport=pci"), "device disk: option 'transport' is given twice");
     }
 }

@@ -151,7 +151,7 @@ impl Run {
         self
     }
 
-    /// Adds a disk of 1 MiB, every sector of it filled with the low byte of its number.
+    /// Adds a disk of 1 MiB on virtio-mmio, which the small guests have a driver for, every sector of it filled with the low byte of its number.
     ///
     /// # Panics
     ///
@@ -161,7 +161,7 @@ impl Run {
         let sectors = (0..2048u32).flat_map(|sector| [sector.to_le_bytes()[0]; 512]);
         let file = self.folder.path().join("disk.img");
         fs::write(file, sectors.collect::<Vec<_>>()).expect("a folder to write to");
-        self.arguments(&["--device", "virtio_blk,disk=disk.img"])
+        self.arguments(&["--device", "virtio_blk,disk=disk.img,transport=mmio"])
     }
 
     /// Starts gvmm.

@@ -26,8 +26,8 @@ pub(crate) struct Options {
     /// Seconds of each of the six loads on the disk
     #[arg(long, default_value_t = 2)]
     seconds: u32,
-    /// VMMs to run: gvmm, gvmm_pci (the disk on PCI), qemu
-    #[arg(long, value_delimiter = ',', default_values = ["gvmm", "gvmm_pci", "qemu"])]
+    /// VMMs to run: gvmm, gvmm_mmio (on virtio-mmio), qemu
+    #[arg(long, value_delimiter = ',', default_values = ["gvmm", "gvmm_mmio", "qemu"])]
     vmms: Vec<String>,
 }
 

@@ -8,7 +8,7 @@ cat /proc/interrupts
 ls -1 /proc/device-tree/hypervisor
 END
 boot --cpus 2 --accel gunyah --no-defaults --device pl011 --stats stats.json \
-    --device virtio_blk,disk=data.img,queues=2,transport=pci
+    --device virtio_blk,disk=data.img,queues=2
 expect_status 0
 cat stats.json
 expect_console '^verified 4 processes'

@@ -17,7 +17,8 @@ done
 # The one that is left.
 guestio verify /dev/vd? --processes 2 --requests 100
 EOF
-boot --cpus 2 --device virtio_blk,disk=good.img,transport=mmio --device virtio_blk,disk=victim.img,transport=pci
+boot --cpus 2 --no-defaults --device pl011 --device virtio_blk,disk=good.img,transport=mmio \
+    --device virtio_blk,disk=victim.img,transport=pci
 expect_status 0
 [ "$(grep -c '^scribbled 1500' console.log)" = 3 ] || fail "the registers were not written"
 [ "$(grep -c '^scribbled 300' console.log)" = 3 ] || fail "the capabilities were not written"

@@ -7,7 +7,8 @@ guestio verify /dev/vda --processes 2 --requests 200
 guestio verify /dev/vdb --processes 1 --requests 100
 cat /proc/interrupts
 EOF
-boot --device virtio_blk,disk=one.img,transport=pci --device virtio_blk,disk=two.img,transport=pci
+boot --no-defaults --device pl011 --device virtio_blk,disk=one.img,transport=pci \
+    --device virtio_blk,disk=two.img,transport=pci
 expect_status 0
 expect_console '^verified 2 processes'
 expect_console '^verified 1 process'

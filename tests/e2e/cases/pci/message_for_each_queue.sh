@@ -12,7 +12,7 @@ echo "$function" >unbind
 echo "$function" >bind
 guestio verify /dev/vda --processes 2 --requests 100
 EOF
-boot --cpus 4 --device virtio_blk,disk=data.img,queues=4,transport=pci
+boot --cpus 4 --no-defaults --device pl011 --device virtio_blk,disk=data.img,queues=4
 expect_status 0
 expect_console '^queues: 4$'
 expect_console '^verified 4 processes'

@@ -16,7 +16,7 @@ fi
 echo "second life"
 EOF
 cmdline="$cmdline modules=virtio_rng"
-boot --cpus 2 --on-reset restart --device virtio_blk,disk=one.img,transport=pci,id=one \
+boot --cpus 2 --no-defaults --device pl011 --on-reset restart --device virtio_blk,disk=one.img,transport=pci,id=one \
     --device virtio_blk,disk=two.img,transport=mmio,id=two --device virtio_blk,disk=mark.img,transport=pci,id=mark \
     --device virtio_rng,transport=pci
 expect_status 0

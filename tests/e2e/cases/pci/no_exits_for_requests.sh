@@ -4,7 +4,7 @@ accesses() {
     guest <<EOF
 dd if=/dev/vda of=/dev/null bs=4k count=$1 iflag=direct
 EOF
-    boot --no-defaults --device pl011 --stats stats.json --device virtio_blk,disk=data.img,transport=pci
+    boot --no-defaults --device pl011 --stats stats.json --device virtio_blk,disk=data.img
     expect_status 0
     cat stats.json
     awk '/"plugin": "virtio_blk"/ { disk = 1 } disk && /"register_(reads|writes)"/ { sum += $2 }
