@@ -90,6 +90,7 @@ impl Bench {
             lines: &[],
             message_spis: 0..0,
             doorbells: &[],
+            readable: None,
         };
         let description = Description {
             plan: &plan,

@@ -19,7 +19,7 @@ use vm_fdt::FdtWriter;
 use crate::memory::{GuestRam, MemorySource};
 
 pub use kick::Kicker;
-pub use plan::{Boot, DoorbellWrite, FirmwareRange, GicLayout, InterruptLine, VmPlan};
+pub use plan::{Boot, DoorbellWrite, FirmwareRange, GicLayout, InterruptLine, ReadableRegisters, VmPlan};
 
 /// Why an accelerator could not do what it was asked.
 ///
@@ -107,6 +107,9 @@ pub trait Wiring: Send + Sync {
 
     /// Leaves the write to the VMM again.
     fn remove_doorbell(&self, doorbell: &DoorbellWrite) -> Result<(), Error>;
+
+    /// Makes reads of [`VmPlan::readable`] exits from now on, if they are not.
+    fn trap_reads(&self) -> Result<(), Error>;
 }
 
 /// A started VM.

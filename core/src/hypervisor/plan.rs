@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::MemoryRange;
+use crate::memory::{MemoryRange, RegisterImage};
 
 /// Everything an accelerator needs to build a VM. It stays the same over a reset, guest memory excepted.
 pub struct VmPlan<'a> {
@@ -30,6 +30,9 @@ pub struct VmPlan<'a> {
     pub message_spis: Range<u32>,
     /// Every register write that is turned into an eventfd signal without an exit to user space.
     pub doorbells: &'a [DoorbellWrite],
+    /// Registers that the guest may read as memory. An accelerator that can gives it this memory for reading and
+    /// leaves writes to the VMM; on any other both are exits.
+    pub readable: Option<ReadableRegisters>,
 }
 
 impl VmPlan<'_> {
@@ -94,6 +97,15 @@ pub struct InterruptLine {
     pub eventfd: Arc<EventFd>,
     /// Id of the device, for messages.
     pub device: String,
+}
+
+/// Registers whose content is memory of the VMM's.
+#[derive(Debug, Clone)]
+pub struct ReadableRegisters {
+    /// Guest address of the first.
+    pub base: u64,
+    /// What they read as.
+    pub image: Arc<RegisterImage>,
 }
 
 /// A guest write that signals an eventfd inside the host kernel.

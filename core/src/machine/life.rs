@@ -192,6 +192,7 @@ fn plan<'a>(machine: &'a Machine, ranges: &'a [memory::MemoryRange], loaded: &lo
         lines: &machine.devices.lines,
         message_spis: machine.devices.pci.as_ref().map_or(0..0, |pci| pci.frame().spis()),
         doorbells: &machine.devices.doorbells,
+        readable: machine.devices.pci.as_deref().and_then(pci::readable),
     }
 }
 

@@ -7,7 +7,7 @@ use gvmm_plugin_api::virtio::VirtioDevice;
 use super::layout::{Allocator, PCI_ECAM, PCI_WINDOW, V2M_FRAME};
 use crate::bus::Bus;
 use crate::device_tree::{self, PciNode};
-use crate::hypervisor::InterruptLine;
+use crate::hypervisor::{InterruptLine, ReadableRegisters};
 use crate::pci::function::FunctionSpec;
 use crate::pci::host::{ECAM_SIZE, Ecam, PciHost, Window};
 use crate::pci::v2m::{FRAME_SIZE, V2mFrame};
@@ -69,6 +69,11 @@ impl PciBuilder {
         bus.insert(PCI_WINDOW.start, window, BUS_NAME, Arc::new(Window(host.clone())));
         Ok(Some(host))
     }
+}
+
+/// Configuration space as the guest may read it.
+pub fn readable(host: &PciHost) -> Option<ReadableRegisters> {
+    host.image().map(|image| ReadableRegisters { base: PCI_ECAM, image: image.clone() })
 }
 
 /// What the device tree says of a host.

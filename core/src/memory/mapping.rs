@@ -146,13 +146,19 @@ impl Mapping {
 
 /// A range of addresses taken by one `mmap`.
 #[derive(Debug)]
-struct Reservation {
+pub(super) struct Reservation {
     start: NonNull<u8>,
     length: usize,
 }
 
 impl Reservation {
-    fn map(
+    /// The first byte.
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Maps wherever there is room.
+    pub(super) fn map(
         length: usize,
         protection: libc::c_int,
         flags: libc::c_int,

@@ -7,6 +7,7 @@
 
 mod builder;
 mod host;
+mod image;
 mod mapping;
 mod ram;
 mod source;
@@ -14,6 +15,7 @@ mod source;
 use gvmm_plugin_api::options::show_size;
 
 pub use builder::{Backing, Protection, RamBuilder};
+pub use image::RegisterImage;
 pub use ram::{GuestRam, MemoryRange, Region, RegionKind, SharedMemory, SharedRegion};
 pub use source::MemorySource;
 

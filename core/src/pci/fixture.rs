@@ -1,5 +1,6 @@
 //! A VM's wiring, and a function on it, to try things on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use gvmm_plugin_api::mmio::{AccessError, Width};
@@ -24,6 +25,7 @@ pub(crate) struct Board {
     lines: Mutex<Vec<InterruptLine>>,
     raised: Mutex<Vec<(u32, u64)>>,
     doorbells: Mutex<Vec<u64>>,
+    pub(crate) reads_trapped: AtomicBool,
 }
 
 impl Board {
@@ -85,6 +87,11 @@ impl Wiring for Board {
         let mut doorbells = self.doorbells.lock().unwrap();
         let at = doorbells.iter().position(|address| *address == doorbell.address);
         doorbells.remove(at.ok_or_else(|| Error::Call(format!("{:#x} is free", doorbell.address)))?);
+        Ok(())
+    }
+
+    fn trap_reads(&self) -> Result<(), Error> {
+        self.reads_trapped.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -176,6 +183,14 @@ impl Bench {
 
     pub(crate) fn set_config(&self, device: u64, offset: u64, width: Width, value: u64) {
         self.ecam.write(device << 15 | offset, width, value).unwrap();
+    }
+
+    /// Whether the guest sees in memory what a read of configuration space gives, as long as it may read the memory.
+    pub(crate) fn is_shown(&self, device: u64, offset: u64) -> bool {
+        let place = device << 15 | offset & !3;
+        let read = || self.ecam.read(place, Width::Word).unwrap() as u32;
+        let shown = || self.host.image().unwrap().shown(place as usize);
+        self.board.reads_trapped.load(Ordering::Relaxed) || read() == shown()
     }
 
     /// Reads an address of the window.

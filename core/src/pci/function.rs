@@ -13,6 +13,7 @@ use super::v2m::V2mFrame;
 use super::wire::Wire;
 use crate::bus::AccessCount;
 use crate::hypervisor::{DoorbellWrite, InterruptLine, Wiring};
+use crate::memory::RegisterImage;
 
 /// Each structure in BAR 0 begins at a page of its own.
 const PAGE: u64 = 0x1000;
@@ -129,6 +130,8 @@ pub struct PciFunction {
     doorbells: Vec<(u64, Arc<EventFd>)>,
     /// The address at which BAR 0 answers, or [`NOWHERE`].
     decoded: AtomicU64,
+    /// Where configuration space is shown to the guest.
+    shown: Option<(Arc<RegisterImage>, usize)>,
     state: Mutex<State>,
     reads: AtomicU64,
     writes: AtomicU64,
@@ -166,10 +169,17 @@ impl PciFunction {
             spi: spec.line.spi,
             doorbells: spec.doorbells,
             decoded: AtomicU64::new(NOWHERE),
+            shown: None,
             state: Mutex::new(state),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
         })
+    }
+
+    /// Shows configuration space at an offset of an image from now on.
+    pub fn show_in(&mut self, image: Arc<RegisterImage>, offset: usize) {
+        self.shown = Some((image, offset));
+        self.show(&self.pristine, 0..SIZE);
     }
 
     /// SPI of the interrupt line.
@@ -188,6 +198,7 @@ impl PciFunction {
     pub fn detach(&self) {
         let mut state = self.lock();
         state.config = self.pristine.clone();
+        self.show(&state.config, 0..SIZE);
         state.msix.disconnect();
         self.settle(&mut state);
         state.msix.restart();
@@ -259,7 +270,27 @@ impl PciFunction {
             return;
         }
         state.config.write(offset, width, value);
+        self.show(&state.config, offset..offset.saturating_add(width.bytes()));
         self.settle(&mut state);
+        if self.opened(&state.config).is_some() {
+            self.trap_reads(&state);
+        }
+    }
+
+    /// Shows a range of configuration space to a guest that reads it as memory.
+    fn show(&self, config: &ConfigSpace, range: Range<usize>) {
+        let Some((image, place)) = &self.shown else { return };
+        for at in (range.start & !3..range.end.min(SIZE)).step_by(4) {
+            image.show(place + at, config.word(at));
+        }
+    }
+
+    /// From here on a read of the access window is one of a register, which memory cannot show.
+    fn trap_reads(&self, state: &State) {
+        let Some(wiring) = &state.wiring else { return };
+        if let Err(error) = wiring.trap_reads() {
+            tracing::warn!("device {}: its access window reads as it was: {error}", self.id);
+        }
     }
 
     fn read_register(&self, offset: u64, width: Width) -> Result<u64, AccessError> {
@@ -275,7 +306,16 @@ impl PciFunction {
     /// The access to BAR 0 that an access to the data of the access window stands for.
     fn windowed(&self, config: &ConfigSpace, offset: usize, width: Width) -> Option<(u64, Width)> {
         let window = self.access_window?;
-        if offset != window.data || width == Width::Double || config.read(window.bar, Width::Byte) != 0 {
+        if offset != window.data || width == Width::Double {
+            return None;
+        }
+        self.opened(config)
+    }
+
+    /// The part of BAR 0 that the guest has set the access window to.
+    fn opened(&self, config: &ConfigSpace) -> Option<(u64, Width)> {
+        let window = self.access_window?;
+        if config.read(window.bar, Width::Byte) != 0 {
             return None;
         }
         let length = usize::try_from(config.word(window.length)).ok().and_then(Width::from_bytes)?;

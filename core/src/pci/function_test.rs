@@ -1,5 +1,7 @@
 //! Functions on a bus, driven as a guest does.
 
+use std::sync::atomic::Ordering;
+
 use gvmm_plugin_api::mmio::{AccessError, Width};
 
 use super::config::{command, reg};
@@ -178,4 +180,28 @@ fn a_bus_takes_32_devices() {
         "{text}"
     );
     assert_eq!(Bench::new(32).config(31, 0, Width::Word), 0x5678_1234);
+}
+
+#[test]
+fn memory_shows_what_reads_of_configuration_space_give() {
+    let bench = Bench::new(2);
+    bench.set_command(1, command::MEMORY);
+    bench.set_config(1, BAR0, Width::Word, u64::MAX);
+    bench.set_config(0, 0x3c, Width::Byte, 0x55);
+    for offset in (0..0x1000).step_by(4) {
+        assert!((0..3).all(|device| bench.is_shown(device, offset)), "{offset:#x}");
+    }
+    assert!(!bench.board.reads_trapped.load(Ordering::Relaxed));
+    bench.host.detach();
+    assert!((0..0x100).all(|offset| bench.is_shown(1, offset)));
+    assert_eq!(bench.config(1, COMMAND, Width::Half), 0);
+}
+
+#[test]
+fn memory_shows_nothing_any_more_once_the_access_window_is_open() {
+    let bench = Bench::new(1);
+    bench.set_config(0, ACCESS_AT + 8, Width::Word, 0x20);
+    assert!(!bench.board.reads_trapped.load(Ordering::Relaxed));
+    bench.set_config(0, ACCESS_AT + 12, Width::Word, 2);
+    assert!(bench.board.reads_trapped.load(Ordering::Relaxed));
 }

@@ -11,6 +11,7 @@ use super::function::{FunctionSpec, PciFunction};
 use super::v2m::V2mFrame;
 use crate::bus::{AccessCount, Registers};
 use crate::hypervisor::Wiring;
+use crate::memory::RegisterImage;
 
 /// Bytes of ECAM for one bus.
 pub const ECAM_SIZE: u64 = 1 << 20;
@@ -27,6 +28,8 @@ const NOBODY: u64 = u64::MAX;
 /// The host with everything on its bus.
 pub struct PciHost {
     functions: Vec<PciFunction>,
+    /// Configuration space of the bus as memory.
+    image: Option<Arc<RegisterImage>>,
     frame: Arc<V2mFrame>,
     window: Range<u64>,
 }
@@ -37,6 +40,7 @@ impl PciHost {
     pub fn new(specs: Vec<FunctionSpec>, frame: Arc<V2mFrame>, window: Range<u64>) -> Result<Self, String> {
         let mut free = window.start;
         let mut functions = Vec::new();
+        let image = image(specs.len()).map(Arc::new);
         for spec in specs {
             let named = format!("device {}", spec.id);
             if functions.len() == MAX_DEVICES {
@@ -45,9 +49,19 @@ impl PciHost {
                 ));
             }
             let function = PciFunction::new(spec, frame.clone(), window.clone(), &mut free);
-            functions.push(function.map_err(|error| format!("{named}: {error}"))?);
+            let mut function = function.map_err(|error| format!("{named}: {error}"))?;
+            if let Some(image) = &image {
+                function.show_in(image.clone(), place_of(functions.len()));
+            }
+            functions.push(function);
         }
-        Ok(Self { functions, frame, window })
+        Ok(Self { functions, image, frame, window })
+    }
+
+    /// What reads of configuration space give, for accelerators that can give it to the guest as memory; `None` on hosts
+    /// that cannot map it. It is right until a function calls [`Wiring::trap_reads`].
+    pub fn image(&self) -> Option<&Arc<RegisterImage>> {
+        self.image.as_ref()
     }
 
     /// The functions: device 0, 1 and so on.
@@ -100,6 +114,18 @@ impl PciHost {
         let address = self.window.start + offset;
         self.functions.iter().find_map(|function| Some((function, function.decode(address, width)?)))
     }
+}
+
+/// Where the configuration space of a device is in ECAM.
+fn place_of(device: usize) -> usize {
+    device * (FUNCTIONS * FUNCTION_SIZE) as usize
+}
+
+/// An image of ECAM with so many devices.
+fn image(devices: usize) -> Option<RegisterImage> {
+    let places = (0..devices.min(MAX_DEVICES)).map(place_of).collect();
+    let image = RegisterImage::new(ECAM_SIZE as usize, places);
+    image.inspect_err(|error| tracing::debug!("reads of configuration space are exits: {error}")).ok()
 }
 
 /// Configuration space of the bus.

@@ -80,6 +80,9 @@ proptest! {
         }
         for (write, place, width, value) in &accesses {
             access(&bench, *write, place, Width::ALL[*width], *value);
+            if let Place::Config(device, at) = place {
+                prop_assert!(bench.is_shown(*device, *at), "memory shows something else at {:#x}", at);
+            }
             bench.vectors.iter().flatten().for_each(|event| eventfd::signal(event));
         }
         // Recorders check the offsets themselves. Interrupts of the guest's own devices alone are connected, each once.

@@ -59,6 +59,7 @@ impl Fixture {
             lines: &self.lines,
             message_spis: self.message_spis.clone(),
             doorbells: &self.doorbells,
+            readable: None,
         }
     }
 }

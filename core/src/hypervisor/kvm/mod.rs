@@ -7,6 +7,8 @@ mod gic;
 #[cfg(target_arch = "aarch64")]
 mod probe;
 #[cfg(target_arch = "aarch64")]
+mod readable;
+#[cfg(target_arch = "aarch64")]
 mod vcpu;
 #[cfg(target_arch = "aarch64")]
 mod vm;

@@ -1,9 +1,10 @@
 //! Eventfds of a VM: irqfds and ioeventfds.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 
+use super::readable::ReadableSlot;
 use super::vm::failed;
 use crate::hypervisor::{DoorbellWrite, Error, InterruptLine, Wiring};
 
@@ -11,11 +12,19 @@ use crate::hypervisor::{DoorbellWrite, Error, InterruptLine, Wiring};
 const HINT: &str = "look at the kernel log";
 
 /// The wiring of a VM for as long as the VM is there.
-pub(super) struct KvmWiring(pub(super) Weak<VmFd>);
+pub(super) struct KvmWiring {
+    vm: Weak<VmFd>,
+    /// The memory slot of registers that are read as memory.
+    readable: Mutex<Option<ReadableSlot>>,
+}
 
 impl KvmWiring {
+    pub(super) fn new(vm: &Arc<VmFd>, readable: Option<ReadableSlot>) -> Self {
+        Self { vm: Arc::downgrade(vm), readable: Mutex::new(readable) }
+    }
+
     fn vm(&self) -> Result<Arc<VmFd>, Error> {
-        self.0.upgrade().ok_or_else(|| Error::Call("the VM is gone".to_owned()))
+        self.vm.upgrade().ok_or_else(|| Error::Call("the VM is gone".to_owned()))
     }
 }
 
@@ -35,6 +44,11 @@ impl Wiring for KvmWiring {
 
     fn remove_doorbell(&self, doorbell: &DoorbellWrite) -> Result<(), Error> {
         set_doorbell(&*self.vm()?, doorbell, false)
+    }
+
+    fn trap_reads(&self) -> Result<(), Error> {
+        let slot = self.readable.lock().unwrap_or_else(PoisonError::into_inner).take();
+        slot.map_or(Ok(()), |slot| slot.remove(&*self.vm()?))
     }
 }
 
