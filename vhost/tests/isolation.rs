@@ -133,3 +133,35 @@ fn a_program_that_is_not_there_is_named() {
     let error = start(plugin).map(drop).unwrap_err();
     assert!(error.starts_with("device virtio_rng: isolate: cannot start /no/such/program"), "{error}");
 }
+
+/// Has every system call of this number fail in this thread and in the processes that it starts.
+fn forbid(call: i64) {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let fails = SeccompAction::Errno(libc::ENOSYS as u32);
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let rules = [(call, Vec::new())].into_iter().collect();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, fails, arch).unwrap();
+    seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+#[test]
+fn a_sandbox_that_is_not_whole_is_told_and_refused_where_it_is_required() {
+    let start_without_landlock = |required| {
+        let plugin = gvmm_built::plugin("virtio_rng");
+        let thread = std::thread::spawn(move || {
+            forbid(libc::SYS_landlock_create_ruleset);
+            start(Isolated { required, ..isolated(plugin, "half", &[]) })
+        });
+        thread.join().unwrap()
+    };
+    // A host may refuse more than this.
+    let landlock = "Landlock (this kernel has none, or it is switched off)";
+    let error = start_without_landlock(true).map(drop).unwrap_err();
+    let refusal = "device virtio_rng: a whole sandbox is required, and this host refused: ";
+    assert!(error.starts_with(refusal) && error.contains(landlock), "{error}");
+    let (host, _device) = start_without_landlock(false).unwrap();
+    let told = |(level, line): &(u8, String)| {
+        *level == 2 && line.contains("the sandbox is not whole") && line.contains(landlock)
+    };
+    assert!(host.log_lines().iter().any(told), "{:?}", host.log_lines());
+}

@@ -23,6 +23,9 @@ use crate::protocol::{Channel, ChannelError, Deadline, Message, flag, request};
 /// zero.
 const CONFIG_SPACE: usize = 256;
 
+/// Most entries of a queue of any device (virtio 1.2, 2.7).
+const MAX_QUEUE_SIZE: u16 = 1 << 15;
+
 /// Why a request was not fulfilled.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
@@ -285,11 +288,12 @@ impl Session {
     }
 
     fn get_inflight(&self, asked: Inflight) -> Result<Answer, Fault> {
-        let largest = self.traits.queue_sizes.iter().copied().max().unwrap_or(0);
         let queues = usize::from(asked.queues);
-        if queues == 0 || queues > self.rings.len() || asked.queue_size == 0 || asked.queue_size > largest {
+        // Front ends ask with the size that they allow their driver, and there is no way to tell them no. Which sizes the
+        // device has, SET_VRING_NUM says.
+        if queues == 0 || queues > self.rings.len() || !(1..=MAX_QUEUE_SIZE).contains(&asked.queue_size) {
             return Err(Fault::Refused(format!(
-                "the device has {} queues of up to {largest} entries, not {queues} of {}",
+                "the device has {} queues of up to {MAX_QUEUE_SIZE} entries, not {queues} of {}",
                 self.rings.len(),
                 asked.queue_size
             )));

@@ -7,7 +7,7 @@ use super::peer::{Peer, PeerError};
 use super::shape::Shape;
 use crate::protocol::features::{INFLIGHT_SHMFD, PROTOCOL_FEATURES, STATUS, status};
 use crate::protocol::payload::{Inflight, MemoryTable, VringAddress, VringEvent, VringState};
-use crate::protocol::request;
+use crate::protocol::{ChannelError, request};
 
 /// Memory in which back ends note what is in flight; it outlives each of them.
 #[derive(Debug)]
@@ -51,7 +51,15 @@ fn new_notes(peer: &Peer, shape: &Shape) -> Result<Notes, PeerError> {
         queues: sizes.len() as u16,
         queue_size: sizes.iter().copied().max().unwrap_or(0),
     };
-    let (description, file) = peer.ask_fd(request::GET_INFLIGHT_FD, &asked)?;
+    let (description, file) = peer.ask_fd(request::GET_INFLIGHT_FD, &asked).map_err(|error| match error {
+        // There is no other way to refuse this request.
+        PeerError::Channel { error: ChannelError::Closed, .. } => PeerError::Unfit(format!(
+            "it closed the connection when it was asked for notes on {} queues of {} entries (GET_INFLIGHT_FD): if it has \
+             fewer or smaller ones, say so by queues= and queue-size=",
+            asked.queues, asked.queue_size
+        )),
+        other => other,
+    })?;
     Ok(Notes { file, description })
 }
 
@@ -71,7 +79,11 @@ pub(super) fn queue(
     // The protocol has 8 bits for the index of a ring with an event, and the options allow no more queues.
     let event = VringEvent { index: index as u8, has_fd: true };
     let ring = u32::from(index);
-    peer.tell(request::SET_VRING_NUM, &VringState { index: ring, num: queue.size.into() }, &[])?;
+    let size = VringState { index: ring, num: queue.size.into() };
+    peer.tell(request::SET_VRING_NUM, &size, &[]).map_err(|error| match error {
+        PeerError::Refused(_) => PeerError::QueueSize(queue.size),
+        other => other,
+    })?;
     peer.tell(request::SET_VRING_BASE, &VringState { index: ring, num: base.into() }, &[])?;
     peer.tell(request::SET_VRING_ADDR, &address(driver, queue, ring)?, &[])?;
     peer.tell(request::SET_VRING_CALL, &event, &[queue.call.as_fd()])?;

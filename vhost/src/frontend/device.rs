@@ -76,7 +76,9 @@ fn first_contact(settings: &Settings, connector: &mut dyn Connector) -> Result<C
             Ok(channel) => match Contact::new(channel, settings, connector.told()?.as_ref()) {
                 Ok(contact) => return Ok(contact),
                 // Another try would find the same.
-                Err(error @ (PeerError::Unfit(_) | PeerError::Refused(_))) => return Err(error.to_string()),
+                Err(error) if error.is_refusal() || matches!(error, PeerError::Unfit(_)) => {
+                    return Err(error.to_string());
+                }
                 Err(error) => error.to_string(),
             },
         };

@@ -379,6 +379,41 @@ fn a_back_end_that_refuses_a_queue_is_an_error_and_no_loss() {
 }
 
 #[test]
+fn a_queue_that_is_too_large_for_the_back_end_is_an_error_that_names_the_way_out() {
+    let place = Place::new();
+    let served = Served::start(&place);
+    let machine = connect(&place.path, &[("queue-size", "64")]).unwrap();
+    let driver = QueueDriver::new(machine.memory.clone(), 0, 64, 0);
+    let error = machine.device.start_queue(0, driver.setup(QueueState::default())).unwrap_err();
+    assert_eq!(
+        error,
+        "queue 0: the back end refused a queue of 64 entries: give the size of its queues, by queue-size= for a device of \
+         type vhost-user"
+    );
+    // A driver may also make its queues smaller.
+    machine.copies(&mut machine.start(0), b"small enough");
+    drop(machine);
+    served.thread.join().unwrap();
+}
+
+#[test]
+fn a_back_end_that_goes_when_it_is_asked_for_notes_is_lost_with_a_hint() {
+    let place = Place::new();
+    let offer = Offer { protocol: REPLY_ACK | CONFIG | INFLIGHT_SHMFD, ..PLAIN };
+    let puppet = Puppet::start(&place, offer, |message| match message.code {
+        request::GET_INFLIGHT_FD => Act::Close,
+        _ => Act::Normal,
+    });
+    let machine = connect(&place.path, &[("queues", "1")]).unwrap();
+    let _driver = machine.start(0);
+    puppet.thread.join().unwrap();
+    let wanted = "the back end is lost: it closed the connection when it was asked for notes on 1 queues of 16 entries \
+                  (GET_INFLIGHT_FD): if it has fewer or smaller ones, say so by queues= and queue-size=";
+    let lines = machine.host.log_lines();
+    assert!(lines.iter().any(|(_, line)| line.contains(wanted)), "{lines:?}");
+}
+
+#[test]
 fn silence_is_a_loss_after_the_time_allowed() {
     let place = Place::new();
     let puppet = Puppet::start(&place, PLAIN, |message| match message.code {

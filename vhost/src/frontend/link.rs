@@ -144,9 +144,9 @@ impl Link {
                 state.peer = Some(peer);
                 Ok(Some(value))
             }
-            Err(PeerError::Refused(what)) => {
+            Err(error) if error.is_refusal() => {
                 state.peer = Some(peer);
-                Err(format!("the back end refused {what}"))
+                Err(error.to_string())
             }
             Err(error) => {
                 self.lose(state, &error.to_string());

@@ -21,9 +21,22 @@ pub(super) enum PeerError {
     /// The back end says no.
     #[error("the back end refused {0}")]
     Refused(&'static str),
+    /// The back end has smaller queues.
+    #[error(
+        "the back end refused a queue of {0} entries: give the size of its queues, by queue-size= for a device of type \
+         vhost-user"
+    )]
+    QueueSize(u16),
     /// The back end is not one that can be used.
     #[error("{0}")]
     Unfit(String),
+}
+
+impl PeerError {
+    /// Whether the back end has said no and goes on, so that another try would find the same.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::QueueSize(_))
+    }
 }
 
 /// A back end with which features have been agreed.
