@@ -22,6 +22,9 @@ use crate::workspace::Workspace;
 /// The package with the programs that tests run in guests.
 const TOOLS_PACKAGE: &str = "e2e";
 
+/// How many bytes the transfers of the network and vsock tests have each way; few by default, because the bed is slow.
+const TRANSFER_BYTES: &str = "GVMM_TRANSFER_BYTES";
+
 /// Tests that share one boot of L1.
 pub(crate) struct Group {
     name: String,
@@ -142,7 +145,9 @@ impl Group {
         let names: Vec<_> = self.cases.iter().map(|case| case.name.as_str()).collect();
 
         let mut results = Vec::new();
-        let ended = bed.run(&format!("sh /bed/run-cases {}", names.join(" ")), |line| {
+        let bytes = std::env::var(TRANSFER_BYTES).ok().and_then(|bytes| bytes.parse::<u64>().ok());
+        let size = bytes.map_or(String::new(), |bytes| format!("{TRANSFER_BYTES}={bytes} "));
+        let ended = bed.run(&format!("{size}sh /bed/run-cases {}", names.join(" ")), |line| {
             if let Some(result) = CaseResult::parse(line) {
                 println!("{:>7} e2e/{}/{} ({} s)", result.verdict, self.name, result.name, result.seconds);
                 results.push(result);

@@ -1,0 +1,31 @@
+# User-mode networking passes data both ways: to the host, and to a port of a guest that has sent nothing yet.
+. /bed/cases/uplink
+size=${GVMM_TRANSFER_BYTES:-2000000}
+guestio serve tcp:127.0.0.1:5001 --connections 6 &
+server=$!
+guest <<EOF
+ip link set eth0 up
+ip addr add 10.9.0.1/24 dev eth0
+ip route add default via 10.9.0.2
+cat /sys/class/net/eth0/mtu
+guestio serve tcp:0.0.0.0:5002 --connections 2
+# The gateway's address leads to the host itself. The half that goes up stays open while data come down: passt of Debian 12
+# sends some of it twice after the guest has closed its own.
+guestio transfer tcp:10.9.0.2:5001 --up $size
+guestio transfer tcp:10.9.0.2:5001 --down $size --keep-open
+guestio transfer tcp:10.9.0.2:5001 --rounds 20
+EOF
+cmdline="$cmdline modules=virtio_net"
+limit=900
+for queues in 1 4; do
+    start --cpus "$queues" --device "virtio_net,user,tcp=6001:5002,queues=$queues"
+    await '@serving'
+    guestio transfer tcp:127.0.0.1:6001 --up "$size"
+    guestio transfer tcp:127.0.0.1:6001 --down "$size" --keep-open
+    finish
+    expect_status 0
+    expect_console '^65520$'
+    [ "$(grep -c "^@transfer 1 connections $size bytes" console.log)" = 2 ] || fail "not $size bytes each way"
+    expect_console '^served 2 connections'
+done
+wait "$server"
