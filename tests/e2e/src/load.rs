@@ -29,7 +29,7 @@ pub(crate) struct Options {
     seconds: f64,
 }
 
-/// Prints `@load IOPS N MB/s N`.
+/// Prints `@load IOPS N MB/s N requests N`.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.threads > 0 && options.block > 0, "--threads and --block must be at least 1");
     ensure!(options.block.is_multiple_of(ALIGNMENT), "--block must be a multiple of {ALIGNMENT}");
@@ -54,7 +54,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     })?;
     let seconds = started.elapsed().as_secs_f64();
     let bytes = requests as f64 * options.block as f64;
-    println!("@load IOPS {:.0} MB/s {:.1}", requests as f64 / seconds, bytes / seconds / 1e6);
+    let rate = requests as f64 / seconds;
+    println!("@load IOPS {rate:.0} MB/s {:.1} requests {requests}", bytes / seconds / 1e6);
     Ok(())
 }
 

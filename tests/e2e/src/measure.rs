@@ -1,5 +1,6 @@
 //! Measures a VMM from outside, the same way for every VMM: time to a line of the guest's console, and at that
-//! moment its memory and the exits that KVM counted.
+//! moment its memory and the exits that KVM counted; then what each piece of work costs that the guest announces by
+//! `@work` and ends by `@worked NAME UNIT AMOUNT`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -8,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::{SysconfVar, sysconf};
 
 /// KVM's counters of all machines alive, one file each (Linux, `Documentation/virt/kvm/`).
 const KVM_COUNTERS: &str = "/sys/kernel/debug/kvm";
@@ -40,11 +42,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut console = BufReader::new(child.stdout.take().context("no standard output")?);
     let mut line = Vec::new();
     let mut measured = false;
+    let mut before = Usage::default();
     while console.read_until(b'\n', &mut line)? > 0 {
         if !measured && String::from_utf8_lossy(&line).contains(&options.at) {
             println!("@measure start_ms {}", started.elapsed().as_millis());
             print_state(child.id())?;
             measured = true;
+        }
+        match Mark::parse(&String::from_utf8_lossy(&line)) {
+            Some(Mark::Begin) => before = Usage::of(child.id())?,
+            Some(Mark::End { name, unit, amount }) => {
+                let used = Usage::of(child.id())?;
+                let cpu_ms = (used.cpu_ms - before.cpu_ms) / amount;
+                let exits = used.exits.saturating_sub(before.exits) as f64 / amount;
+                println!("@measure {name}_cpu_ms_per_{unit} {cpu_ms:.3}");
+                println!("@measure {name}_exits_per_{unit} {exits:.2}");
+            }
+            None => {}
         }
         log.write_all(&line)?;
         line.clear();
@@ -64,12 +78,62 @@ fn print_state(process: u32) -> Result<()> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
     println!("@measure minor_faults {}", minor_faults(&stat)?);
     for (name, file) in [("exits", "exits"), ("user_exits", "mmio_exit_user")] {
-        let path = Path::new(KVM_COUNTERS).join(file);
-        let text =
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        println!("@measure {name} {}", text.trim());
+        println!("@measure {name} {}", kvm_counter(file)?);
     }
     Ok(())
+}
+
+fn kvm_counter(file: &str) -> Result<u64> {
+    let path = Path::new(KVM_COUNTERS).join(file);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    text.trim().parse().with_context(|| format!("{} is no count", path.display()))
+}
+
+/// A line by which the guest frames a piece of work.
+#[derive(Debug, PartialEq)]
+enum Mark {
+    Begin,
+    /// So many units were done.
+    End {
+        name: String,
+        unit: String,
+        amount: f64,
+    },
+}
+
+impl Mark {
+    fn parse(line: &str) -> Option<Self> {
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["@work"] => Some(Self::Begin),
+            ["@worked", name, unit, amount] => {
+                let amount = amount.parse().ok().filter(|amount| *amount > 0.0)?;
+                Some(Self::End { name: name.to_owned(), unit: unit.to_owned(), amount })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a process has used up so far.
+#[derive(Debug, Default)]
+struct Usage {
+    /// In milliseconds, of all threads, the guest's code included.
+    cpu_ms: f64,
+    exits: u64,
+}
+
+impl Usage {
+    fn of(process: u32) -> Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+        let ticks_per_second = sysconf(SysconfVar::CLK_TCK)?.context("the system has no clock tick")?;
+        let cpu_ms = cpu_ticks(&stat)? as f64 * 1e3 / ticks_per_second as f64;
+        Ok(Self { cpu_ms, exits: kvm_counter("exits")? })
+    }
+}
+
+/// Fields 14 and 15 of `/proc/PID/stat` (proc(5)).
+fn cpu_ticks(stat: &str) -> Result<u64> {
+    Ok(stat_field(stat, 14)? + stat_field(stat, 15)?)
 }
 
 /// Resident memory of a process without its largest mapping, which is the guest's RAM.
@@ -84,10 +148,15 @@ fn own_memory_kb(smaps: &str) -> Result<u64> {
     Ok(mappings.iter().map(|mapping| mapping.1).sum::<u64>() - ram.1)
 }
 
-/// Field 10 of `/proc/PID/stat` (proc(5)); the name in field 2 may hold spaces.
+/// Field 10 of `/proc/PID/stat` (proc(5)).
 fn minor_faults(stat: &str) -> Result<u64> {
+    stat_field(stat, 10)
+}
+
+/// A field of `/proc/PID/stat` by its number in proc(5), from 3 on; the name in field 2 may hold spaces.
+fn stat_field(stat: &str, number: usize) -> Result<u64> {
     let after_name = stat.rsplit_once(')').context("odd /proc/PID/stat")?.1;
-    let field = after_name.split_whitespace().nth(7).context("short /proc/PID/stat")?;
+    let field = after_name.split_whitespace().nth(number - 3).context("short /proc/PID/stat")?;
     field.parse().context("odd /proc/PID/stat")
 }
 
@@ -108,5 +177,15 @@ mod tests {
     fn faults_are_found_behind_a_name_with_spaces() {
         let stat = "42 (a name) x) S 1 42 42 0 -1 4194304 1234 0 5 0 10 3";
         assert_eq!(minor_faults(stat).unwrap(), 1234);
+        assert_eq!(cpu_ticks(stat).unwrap(), 13);
+    }
+
+    #[test]
+    fn marks_of_work_need_an_amount() {
+        assert_eq!(Mark::parse("@work\r\n"), Some(Mark::Begin));
+        let end = Mark::End { name: "network_send".into(), unit: "gb".into(), amount: 0.02 };
+        assert_eq!(Mark::parse("@worked network_send gb 0.02\r\n"), Some(end));
+        assert_eq!(Mark::parse("@worked network_send gb 0"), None);
+        assert_eq!(Mark::parse("@worked network_send gb"), None);
     }
 }

@@ -23,9 +23,12 @@ pub(crate) struct Options {
     /// How often each VMM runs
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Seconds of each of the six loads on the disk
+    /// Seconds of each of the six loads on the disk, and tens of megabytes over the network in each direction
     #[arg(long, default_value_t = 2)]
     seconds: u32,
+    /// What the guest is to do: disk, net
+    #[arg(long, value_delimiter = ',', default_values = ["disk", "net"])]
+    loads: Vec<String>,
     /// VMMs to run: gvmm, gvmm_mmio (on virtio-mmio), qemu
     #[arg(long, value_delimiter = ',', default_values = ["gvmm", "gvmm_mmio", "qemu"])]
     vmms: Vec<String>,
@@ -47,8 +50,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     let dist = dist::make(&build)?;
     let mut bed = Bed::new(workspace, &ready, "bench")?;
     bed.cpus = 2;
-    // One guest: its six loads and, generously, its start.
-    let run_seconds = options.seconds * 6 + 60;
+    // One guest: its six loads on the disk, its network at half a megabyte a second, and, generously, its start.
+    let run_seconds = options.seconds * (6 + 2 * 20) + 60;
     let runs = options.rounds * u32::try_from(options.vmms.len())?;
     bed.timeout = Duration::from_secs(u64::from(60 + runs * run_seconds));
     bed.add(&dist, "gvmm")?;
@@ -57,7 +60,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     progress(format!("{} rounds of {}", options.rounds, options.vmms.join(", ")));
 
     let (rounds, seconds) = (options.rounds.to_string(), options.seconds.to_string());
-    let words = ["sh", "/bed/bench", &rounds, &seconds];
+    let loads = options.loads.join(" ");
+    let words = ["sh", "/bed/bench", &rounds, &seconds, &loads];
     let script = command_line(words.into_iter().chain(options.vmms.iter().map(String::as_str)));
     let mut samples = Samples::default();
     let outcome = bed.run(&script, |line| {
