@@ -1,4 +1,4 @@
-//! Gives back the memory that only start-up needed.
+//! Gives back memory that is not in use, above all what only start-up needed.
 
 use std::fs;
 use std::io;
@@ -7,8 +7,9 @@ use nix::sys::mman::{MmapAdvise, madvise};
 
 /// Unmaps the pages of program text, that of plugins included, and returns freed heap to the kernel.
 ///
-/// Much of the text is used once: command line, loading of plugins, loader, device tree. What runs from now on comes
-/// back from the page cache at its first use, with a fault for each few pages. A failure costs memory, nothing else.
+/// Much of the text is used once: command line, loading of plugins, loader, device tree, the guest's set-up of its
+/// devices. What runs from now on comes back from the page cache at its first use, with a fault for each few pages. A
+/// failure costs memory, nothing else. Any thread may call it while others run.
 pub fn trim() {
     // SAFETY: frees what nobody holds.
     #[cfg(target_env = "gnu")]

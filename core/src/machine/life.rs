@@ -1,6 +1,7 @@
 //! One life of a VM: memory, images, device tree, start; then vCPUs; then teardown in the order that hypervisors need.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -71,6 +72,13 @@ impl From<device_tree::Error> for Failure {
     }
 }
 
+/// Between two times at which a VM gives back unused memory: a guest's start takes a second or several.
+const TRIM_PAUSE: Duration = Duration::from_millis(500);
+/// After so many, each pause is twice as long as the one before.
+const TRIMS_AT_START: u32 = 20;
+/// There is no time after a pause of this length.
+const LONGEST_TRIM_PAUSE: Duration = Duration::from_secs(64);
+
 /// A VM that runs.
 pub struct Life {
     threads: VcpuThreads,
@@ -112,8 +120,21 @@ impl Life {
     }
 
     /// Waits until the VM ends by itself or is asked to stop.
+    ///
+    /// Meanwhile it gives back what the guest's start alone needed. Nothing tells when a start is over, so that is
+    /// done again and again for some time.
     pub fn wait(&self, stop: &EventFd) {
-        wait_for(&[&self.ended, stop], None);
+        let events = [&*self.ended, stop];
+        let mut pause = TRIM_PAUSE;
+        for trims in 1.. {
+            if wait_for(&events, (pause <= LONGEST_TRIM_PAUSE).then_some(pause)).is_some() {
+                return;
+            }
+            resident::trim();
+            if trims >= TRIMS_AT_START {
+                pause *= 2;
+            }
+        }
     }
 
     /// Ends the VM: vCPU threads, then the devices' work, then the VM, then its memory. How it had ended by itself, if

@@ -12,6 +12,8 @@ mod layout;
 mod memory;
 pub mod probe;
 mod rules;
+#[doc(hidden)]
+pub mod scripted;
 mod sys;
 mod uapi;
 mod unavailable;

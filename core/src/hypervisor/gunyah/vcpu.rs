@@ -51,8 +51,23 @@ impl GunyahVcpu {
         }
     }
 
+    /// Hands the driver what it takes at the next run call; false if that call must not be made now.
+    pub(super) fn prepare_run(&mut self) -> bool {
+        if self.read_answered {
+            // The driver takes the answer before it looks at the flag, and then forgets it: the guest would read 0.
+            if self.page.page().is_kicked() {
+                self.page.page().clear_immediate_exit();
+                return false;
+            }
+            self.page.answer_read(self.data);
+            self.read_answered = false;
+        }
+        self.page.forget_exit();
+        true
+    }
+
     /// Turns what the run page holds into an exit.
-    fn exit(&mut self) -> Result<Exit<'_>, Error> {
+    pub(super) fn exit(&mut self) -> Result<Exit<'_>, Error> {
         let exit = self.page.exit();
         if !matches!(exit, RunExit::PageFault { .. }) {
             self.faults.passed();
@@ -124,16 +139,9 @@ impl Vcpu for GunyahVcpu {
         if let Some(end) = &self.end {
             return Ok(Exit::Ended(end.clone()));
         }
-        if self.read_answered {
-            // The driver takes the answer before it looks at the flag, and then forgets it: the guest would read 0.
-            if self.page.page().is_kicked() {
-                self.page.page().clear_immediate_exit();
-                return Ok(Exit::Interrupted);
-            }
-            self.page.answer_read(self.data);
-            self.read_answered = false;
+        if !self.prepare_run() {
+            return Ok(Exit::Interrupted);
         }
-        self.page.forget_exit();
         let Err(error) = self.fd.run() else { return self.exit() };
         match error.raw_os_error() {
             // The driver reports a signal even when it has an exit to tell, and does not tell it again.

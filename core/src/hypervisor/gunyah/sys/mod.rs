@@ -214,7 +214,7 @@ fn uninterrupted(mut call: impl FnMut() -> io::Result<libc::c_int>) -> io::Resul
     call()
 }
 
-#[cfg(test)]
+/// Of a descriptor that stands for a vCPU's.
 impl From<OwnedFd> for VcpuFd {
     fn from(fd: OwnedFd) -> Self {
         Self(fd)

@@ -98,6 +98,19 @@ impl RunPageView {
         self.write(field::MMIO_DATA, data);
     }
 
+    /// Puts in a read by the guest, as a driver does during a run call.
+    pub(crate) fn put_guest_read(&self, address: u64, length: u32) {
+        self.write(field::EXIT_REASON, EXIT_MMIO);
+        self.write(field::MMIO_ADDRESS, address);
+        self.write(field::MMIO_LENGTH, length);
+        self.write(field::MMIO_IS_WRITE, 0u8);
+    }
+
+    /// The answer to it.
+    pub(crate) fn answer(&self) -> [u8; 8] {
+        self.read(field::MMIO_DATA)
+    }
+
     fn read<T: Plain>(&self, offset: usize) -> T {
         // SAFETY: `new` checked that every field lies inside the page, which `self` keeps mapped.
         let address = unsafe { self.page.as_ptr().add(offset) }.cast::<T>();
