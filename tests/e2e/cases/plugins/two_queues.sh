@@ -1,4 +1,4 @@
-# The tutorial's virtio device sends a guest back what it sends, in process and as a back end.
+# The tutorial's virtio device sends a guest back what it sends: in process, isolated, and as a back end.
 cmdline="$cmdline modules=virtio_console"
 guest <<'EOF'
 # Held open: the last close sets the terminal back.
@@ -13,6 +13,9 @@ EOF
 boot --no-defaults --device pl011 --device /bed/lib/libecho.so,upper=on
 expect_status 0
 expect_console '^back: HELLO$'
+expect_console '^back: ONCE MORE$'
+boot --no-defaults --device pl011 --device /bed/lib/libecho.so,upper=on,isolate=required
+expect_status 0
 expect_console '^back: ONCE MORE$'
 back_end /gvmm/gvmm-device /bed/lib/libecho.so,upper=on --socket-path echo.sock
 boot --no-defaults --device pl011 --device vhost-user,type=console,queue-size=64,socket=echo.sock
