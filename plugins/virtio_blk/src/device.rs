@@ -61,6 +61,7 @@ impl BlockDevice {
             path: options.disk.clone(),
             format: options.format.as_deref().map(|word| match word {
                 "qcow2" => Format::Qcow2,
+                "null" => Format::Null,
                 _ => Format::Raw,
             }),
             backing: options.backing.clone(),

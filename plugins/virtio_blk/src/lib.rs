@@ -39,8 +39,9 @@ gvmm_plugin_api::options! {
     pub struct Options {
         /// Image file or block device.
         pub disk: PathBuf = required("disk", OptionKind::Path(PathAccess::ReadWrite)),
-        /// What the image is; raw when left out, and then a file that looks like a qcow2 image is refused.
-        pub format: Option<String> = optional("format", OptionKind::Choice(&["raw", "qcow2"])),
+        /// What the image is; raw when left out, and then a file that looks like a qcow2 image is refused. null is a disk
+        /// of the file's size that reads as zero and keeps nothing, for measurements.
+        pub format: Option<String> = optional("format", OptionKind::Choice(&["raw", "qcow2", "null"])),
         /// Backing file of a qcow2 image, or the folder in which its backing files lie; none is opened without it.
         pub backing: Option<PathBuf> = optional("backing", OptionKind::Path(PathAccess::Read)),
         /// Open it for reading only; the guest sees a write-protected disk.

@@ -5,6 +5,7 @@ mod bounce;
 mod direct;
 mod error;
 mod lock;
+mod null;
 mod open;
 mod qcow2;
 mod raw;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use gvmm_plugin_api::tracing::warn;
 
+use super::null::NullImage;
 use super::qcow2::{self, Qcow2Image};
 use super::raw::RawImage;
 use super::{Geometry, Image, ImageError, direct, lock};
@@ -20,6 +21,8 @@ pub(crate) enum Format {
     Raw,
     /// They are a qcow2 image.
     Qcow2,
+    /// Nothing: the disk is as large as the file, and keeps nothing.
+    Null,
 }
 
 /// How to open a disk.
@@ -84,7 +87,10 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Box<dyn Image>, ImageError> 
         physical_block_size: limits.physical_block_size.unwrap_or(preferred).max(block_size),
         optimal_io_size: limits.optimal_io_size.unwrap_or(0),
     };
-    Ok(Box::new(RawImage::new(file, size, geometry, options)))
+    Ok(match options.format {
+        Some(Format::Null) => Box::new(NullImage::new(geometry)),
+        _ => Box::new(RawImage::new(file, size, geometry, options)),
+    })
 }
 
 /// The size that the guest sees at first.
