@@ -68,7 +68,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let image = folder.join("disk.img");
     fill(&image, options.size << 20).with_context(|| image.display().to_string())?;
-    let bench = Bench { folder: &folder, load: build.output().join("vhost-load"), options };
+    let bench = Bench { folder: &folder, image: &image, load: build.output().join("vhost-load"), options };
     let made = bench.run(&comparisons(&build.output(), &daemon, &image, options));
     std::fs::remove_file(&image)?;
     made.map(|()| ExitCode::SUCCESS)
@@ -121,6 +121,7 @@ fn comparisons(output: &Path, daemon: &Path, image: &Path, options: &Options) ->
 
 struct Bench<'a> {
     folder: &'a Path,
+    image: &'a Path,
     load: PathBuf,
     options: &'a Options,
 }
@@ -131,6 +132,7 @@ impl Bench<'_> {
         for round in 1..=self.options.rounds {
             progress(format!("round {round} of {}", self.options.rounds));
             for back_end in comparisons.iter().flat_map(|comparison| &comparison.back_ends) {
+                self.warm_up()?;
                 let printed = self.measure(back_end).with_context(|| back_end.name)?;
                 print!("{printed}");
                 printed.lines().for_each(|line| samples.take(line));
@@ -139,6 +141,14 @@ impl Bench<'_> {
         for Comparison { what, back_ends } in comparisons {
             let names: Vec<_> = back_ends.iter().map(|back_end| back_end.name.to_owned()).collect();
             print!("\nRequests a second, {what}:\n{}", samples.table(&names));
+        }
+        Ok(())
+    }
+
+    /// Brings the image into the page cache, so that no back end finds it there because of the one before.
+    fn warm_up(&self) -> Result<()> {
+        if !self.options.direct {
+            io::copy(&mut File::open(self.image)?, &mut io::sink())?;
         }
         Ok(())
     }
