@@ -1,0 +1,34 @@
+# Linux's own drivers of the bus and the sensor read the host's temperature, in process and isolated. This takes a kernel with
+# CONFIG_I2C_VIRTIO, which Debian's have not: /bed/protected/Image, or the test is skipped.
+[ ! -e /bed/protected/Image ] || KERNEL=/bed/protected/Image
+grep -q i2c_virtio "$KERNEL" || skip "the guest's kernel has no CONFIG_I2C_VIRTIO"
+guest <<'END'
+bus=$(echo /sys/bus/i2c/devices/i2c-*)
+[ -d "$bus" ] || exit
+cat "$bus/name"
+echo lm75 0x49 >"$bus/new_device"
+for round in 1 2; do
+    echo "temperature $(cat /sys/class/hwmon/hwmon0/temp1_input)"
+    [ $round = 2 ] || echo cooler
+    until [ "$(cat /sys/class/hwmon/hwmon0/temp1_input)" -lt 0 ]; do
+        usleep 50000
+    done
+done
+echo 30000 >/sys/class/hwmon/hwmon0/temp1_max
+echo "limit $(cat /sys/class/hwmon/hwmon0/temp1_max)"
+echo lm75 0x4a >"$bus/new_device"
+ls "$bus"/*-004a/hwmon 2>/dev/null && echo "a sensor that is not there"
+END
+for isolate in off required; do
+    echo 41700 >temp
+    start --device "/bed/lib/libvirtio_i2c.so,file=$PWD/temp,address=0x49,transport=mmio,isolate=$isolate"
+    await '^cooler'
+    echo -3000 >temp
+    finish
+    expect_status 0
+    expect_console 'i2c_virtio at virtio bus'
+    expect_console '^temperature 41500'
+    expect_console '^temperature -3000'
+    expect_console '^limit 30000'
+    no_console 'a sensor that is not there'
+done
