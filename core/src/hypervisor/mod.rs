@@ -71,6 +71,11 @@ pub trait Accelerator: Send + Sync {
         10 * 1024
     }
 
+    /// Whether a guest is given [`VmPlan::readable`] to read.
+    fn shows_registers(&self) -> bool {
+        false
+    }
+
     /// Checks the plan, then builds and starts the VM. Guest memory must already hold the kernel and the device tree.
     ///
     /// Guest memory is used up by the call, even by one that fails: the hypervisor may have changed the device tree in

@@ -203,6 +203,7 @@ fn kernel<'a>(ram: &'a mut RamBuilder, loaded: &loader::Loaded) -> Result<&'a [u
 
 fn plan<'a>(machine: &'a Machine, ranges: &'a [memory::MemoryRange], loaded: &loader::Loaded) -> VmPlan<'a> {
     let firmware = matches!(machine.protection, Protection::Lent { firmware: true, .. });
+    let host = machine.devices.pci.as_deref();
     VmPlan {
         name: &machine.name,
         vcpus: machine.vcpus,
@@ -211,9 +212,9 @@ fn plan<'a>(machine: &'a Machine, ranges: &'a [memory::MemoryRange], loaded: &lo
         firmware: firmware.then_some(FirmwareRange { base: FIRMWARE_BASE, size: FIRMWARE_SIZE }),
         gic: layout::gic(machine.vcpus),
         lines: &machine.devices.lines,
-        message_spis: machine.devices.pci.as_ref().map_or(0..0, |pci| pci.frame().spis()),
+        message_spis: host.map_or(0..0, |host| host.frame().spis()),
         doorbells: &machine.devices.doorbells,
-        readable: machine.devices.pci.as_deref().and_then(pci::readable),
+        readable: host.filter(|_| machine.accelerator.shows_registers()).and_then(pci::readable),
     }
 }
 

@@ -147,9 +147,16 @@ mod tests {
 
     const SIZE: usize = 4 * ONES;
 
+    /// Machines whose pages are not of 4 KiB have no images.
+    fn image(own: Vec<usize>) -> Option<RegisterImage> {
+        let image = RegisterImage::new(SIZE, own);
+        assert_eq!(image.is_ok(), host_page() == Some(PAGE), "{image:?}");
+        image.ok()
+    }
+
     #[test]
     fn shows_ones_but_for_what_was_written_to_pages_of_its_own() {
-        let image = RegisterImage::new(SIZE, vec![0, ONES, SIZE - PAGE]).unwrap();
+        let Some(image) = image(vec![0, ONES, SIZE - PAGE]) else { return };
         for offset in (0..SIZE).step_by(4) {
             assert_eq!(image.shown(offset), u32::MAX);
         }
@@ -163,7 +170,7 @@ mod tests {
 
     #[test]
     fn writes_nothing_that_others_share() {
-        let image = RegisterImage::new(SIZE, vec![ONES]).unwrap();
+        let Some(image) = image(vec![ONES]) else { return };
         for offset in [0, ONES - 4, ONES + 2, ONES + PAGE, SIZE, usize::MAX - 3] {
             image.show(offset, 0);
         }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use gvmm_plugin_api::mmio::{AccessError, Width};
 use vmm_sys_util::eventfd::EventFd;
@@ -131,7 +131,7 @@ pub struct PciFunction {
     /// The address at which BAR 0 answers, or [`NOWHERE`].
     decoded: AtomicU64,
     /// Where configuration space is shown to the guest.
-    shown: Option<(Arc<RegisterImage>, usize)>,
+    shown: OnceLock<(Arc<RegisterImage>, usize)>,
     state: Mutex<State>,
     reads: AtomicU64,
     writes: AtomicU64,
@@ -169,17 +169,18 @@ impl PciFunction {
             spi: spec.line.spi,
             doorbells: spec.doorbells,
             decoded: AtomicU64::new(NOWHERE),
-            shown: None,
+            shown: OnceLock::new(),
             state: Mutex::new(state),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
         })
     }
 
-    /// Shows configuration space at an offset of an image from now on.
-    pub fn show_in(&mut self, image: Arc<RegisterImage>, offset: usize) {
-        self.shown = Some((image, offset));
-        self.show(&self.pristine, 0..SIZE);
+    /// Shows configuration space at an offset of an image from now on. The first one stays.
+    pub fn show_in(&self, image: Arc<RegisterImage>, offset: usize) {
+        let state = self.lock();
+        self.shown.get_or_init(|| (image, offset));
+        self.show(&state.config, 0..SIZE);
     }
 
     /// SPI of the interrupt line.
@@ -279,7 +280,7 @@ impl PciFunction {
 
     /// Shows a range of configuration space to a guest that reads it as memory.
     fn show(&self, config: &ConfigSpace, range: Range<usize>) {
-        let Some((image, place)) = &self.shown else { return };
+        let Some((image, place)) = self.shown.get() else { return };
         for at in (range.start & !3..range.end.min(SIZE)).step_by(4) {
             image.show(place + at, config.word(at));
         }

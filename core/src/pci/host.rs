@@ -2,7 +2,7 @@
 //! (Linux bindings, pci/host-generic-pci: pci-host-ecam-generic).
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use gvmm_plugin_api::mmio::{AccessError, Width};
 
@@ -28,8 +28,8 @@ const NOBODY: u64 = u64::MAX;
 /// The host with everything on its bus.
 pub struct PciHost {
     functions: Vec<PciFunction>,
-    /// Configuration space of the bus as memory.
-    image: Option<Arc<RegisterImage>>,
+    /// Configuration space of the bus as memory, once somebody wants it.
+    image: OnceLock<Option<Arc<RegisterImage>>>,
     frame: Arc<V2mFrame>,
     window: Range<u64>,
 }
@@ -40,7 +40,6 @@ impl PciHost {
     pub fn new(specs: Vec<FunctionSpec>, frame: Arc<V2mFrame>, window: Range<u64>) -> Result<Self, String> {
         let mut free = window.start;
         let mut functions = Vec::new();
-        let image = image(specs.len()).map(Arc::new);
         for spec in specs {
             let named = format!("device {}", spec.id);
             if functions.len() == MAX_DEVICES {
@@ -49,19 +48,27 @@ impl PciHost {
                 ));
             }
             let function = PciFunction::new(spec, frame.clone(), window.clone(), &mut free);
-            let mut function = function.map_err(|error| format!("{named}: {error}"))?;
-            if let Some(image) = &image {
-                function.show_in(image.clone(), place_of(functions.len()));
-            }
-            functions.push(function);
+            functions.push(function.map_err(|error| format!("{named}: {error}"))?);
         }
-        Ok(Self { functions, image, frame, window })
+        Ok(Self { functions, image: OnceLock::new(), frame, window })
     }
 
     /// What reads of configuration space give, for accelerators that can give it to the guest as memory; `None` on hosts
     /// that cannot map it. It is right until a function calls [`Wiring::trap_reads`].
     pub fn image(&self) -> Option<&Arc<RegisterImage>> {
-        self.image.as_ref()
+        self.image.get_or_init(|| self.make_image()).as_ref()
+    }
+
+    fn make_image(&self) -> Option<Arc<RegisterImage>> {
+        let place_of = |device| device * (FUNCTIONS * FUNCTION_SIZE) as usize;
+        let image = RegisterImage::new(ECAM_SIZE as usize, (0..self.functions.len()).map(place_of).collect());
+        let image =
+            image.inspect_err(|error| tracing::debug!("no memory shows configuration space: {error}"));
+        let image = Arc::new(image.ok()?);
+        for (device, function) in self.functions.iter().enumerate() {
+            function.show_in(image.clone(), place_of(device));
+        }
+        Some(image)
     }
 
     /// The functions: device 0, 1 and so on.
@@ -114,18 +121,6 @@ impl PciHost {
         let address = self.window.start + offset;
         self.functions.iter().find_map(|function| Some((function, function.decode(address, width)?)))
     }
-}
-
-/// Where the configuration space of a device is in ECAM.
-fn place_of(device: usize) -> usize {
-    device * (FUNCTIONS * FUNCTION_SIZE) as usize
-}
-
-/// An image of ECAM with so many devices.
-fn image(devices: usize) -> Option<RegisterImage> {
-    let places = (0..devices.min(MAX_DEVICES)).map(place_of).collect();
-    let image = RegisterImage::new(ECAM_SIZE as usize, places);
-    image.inspect_err(|error| tracing::debug!("reads of configuration space are exits: {error}")).ok()
 }
 
 /// Configuration space of the bus.
