@@ -1,65 +1,12 @@
 //! The transport under well-behaved and hostile drivers.
 
-use std::sync::Mutex;
-
-use gvmm_plugin_api::virtio::{
-    COMMON_FEATURES, F_VERSION_1, QueueSetup, QueueState, VirtioDevice, VirtioTraits,
-};
+use gvmm_plugin_api::virtio::F_VERSION_1;
 use proptest::prelude::*;
 
 use super::*;
 use crate::memory::{Backing, Protection, RAM_BASE, RamBuilder};
 use crate::virtio::function::status;
-
-/// Notes what the transport asks of it.
-#[derive(Default)]
-struct Recorder {
-    calls: Mutex<Vec<String>>,
-    config: Mutex<[u8; 12]>,
-}
-
-impl Recorder {
-    fn note(&self, call: String) {
-        self.calls.lock().unwrap().push(call);
-    }
-}
-
-impl VirtioDevice for Recorder {
-    fn traits(&self) -> VirtioTraits {
-        VirtioTraits {
-            device_type: 2,
-            features: COMMON_FEATURES | 1,
-            queue_sizes: vec![16, 8],
-            config_size: 12,
-        }
-    }
-
-    fn read_config(&self, offset: u32, data: &mut [u8]) {
-        let config = self.config.lock().unwrap();
-        data.copy_from_slice(&config[offset as usize..offset as usize + data.len()]);
-    }
-
-    fn write_config(&self, offset: u32, data: &[u8]) {
-        self.config.lock().unwrap()[offset as usize..offset as usize + data.len()].copy_from_slice(data);
-    }
-
-    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
-        self.note(format!(
-            "start {index} size {} at {:#x} features {:#x}",
-            setup.size, setup.descriptor_table, setup.features
-        ));
-        Ok(())
-    }
-
-    fn stop_queue(&self, index: u16) -> Option<QueueState> {
-        self.note(format!("stop {index}"));
-        Some(QueueState::default())
-    }
-
-    fn reset(&self) {
-        self.note("reset".to_owned());
-    }
-}
+use crate::virtio::recorder::Recorder;
 
 struct Bench {
     device: Arc<Recorder>,

@@ -7,5 +7,7 @@
 pub mod function;
 pub mod mmio;
 pub mod pci;
+#[cfg(test)]
+mod recorder;
 
 pub use function::VirtioFunction;

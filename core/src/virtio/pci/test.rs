@@ -1,63 +1,16 @@
 //! The transport under well-behaved and hostile drivers.
 
-use std::sync::Mutex;
-
-use gvmm_plugin_api::virtio::{
-    COMMON_FEATURES, F_VERSION_1, QueueSetup, QueueState, VirtioDevice, VirtioTraits,
-};
+use gvmm_plugin_api::virtio::F_VERSION_1;
 use proptest::prelude::*;
 
 use super::*;
 use crate::hypervisor::InterruptLine;
 use crate::memory::{Backing, Protection, RAM_BASE, RamBuilder};
 use crate::pci::fixture::line;
+use crate::virtio::recorder::Recorder;
 
 const RING_RESET: u64 = 1 << 40;
 const NO_VECTOR: u64 = 0xffff;
-
-/// Notes what the transport asks of it, and interrupts for each queue that starts.
-#[derive(Default)]
-struct Recorder {
-    calls: Mutex<Vec<String>>,
-    config: Mutex<[u8; 12]>,
-}
-
-impl VirtioDevice for Recorder {
-    fn traits(&self) -> VirtioTraits {
-        VirtioTraits {
-            device_type: 2,
-            features: COMMON_FEATURES | 1,
-            queue_sizes: vec![16, 8],
-            config_size: 12,
-        }
-    }
-
-    fn read_config(&self, offset: u32, data: &mut [u8]) {
-        let config = self.config.lock().unwrap();
-        data.copy_from_slice(&config[offset as usize..offset as usize + data.len()]);
-    }
-
-    fn write_config(&self, offset: u32, data: &[u8]) {
-        self.config.lock().unwrap()[offset as usize..offset as usize + data.len()].copy_from_slice(data);
-    }
-
-    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
-        let QueueSetup { size, descriptor_table, features, .. } = setup;
-        let call = format!("start {index} size {size} at {descriptor_table:#x} features {features:#x}");
-        self.calls.lock().unwrap().push(call);
-        setup.call.raise();
-        Ok(())
-    }
-
-    fn stop_queue(&self, index: u16) -> Option<QueueState> {
-        self.calls.lock().unwrap().push(format!("stop {index}"));
-        Some(QueueState::default())
-    }
-
-    fn reset(&self) {
-        self.calls.lock().unwrap().push("reset".to_owned());
-    }
-}
 
 struct Bench {
     device: Arc<Recorder>,
