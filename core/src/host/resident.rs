@@ -1,11 +1,13 @@
 //! Gives back memory that is not in use, above all what only start-up needed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// Unmaps the pages of program text, that of plugins included, and returns freed heap to the kernel.
+/// Unmaps the pages of program text, that of plugins included, and of other files that are mapped for reading alone, and
+/// returns freed heap to the kernel.
 ///
 /// Much of the text is used once: command line, loading of plugins, loader, device tree, the guest's set-up of its
 /// devices. What runs from now on comes back from the page cache at its first use, with a fault for each few pages. A
@@ -16,50 +18,58 @@ pub fn trim() {
     unsafe {
         libc::malloc_trim(0);
     }
-    if let Err(error) = unmap_text() {
+    if let Err(error) = unmap_read_only() {
         tracing::debug!("the text of start-up stays in memory: {error}");
     }
 }
 
-fn unmap_text() -> io::Result<()> {
-    for (start, len) in unchanged_text(&fs::read_to_string("/proc/self/smaps")?) {
-        let Some(start) = std::ptr::NonNull::new(std::ptr::with_exposed_provenance_mut(start)) else {
+fn unmap_read_only() -> io::Result<()> {
+    let pagemap = File::open("/proc/self/pagemap")?;
+    for (start, len) in fs::read_to_string("/proc/self/maps")?.lines().filter_map(read_only_file) {
+        let Some(address) = std::ptr::NonNull::new(std::ptr::with_exposed_provenance_mut(start)) else {
             continue;
         };
-        // SAFETY: none of the mapping's pages is a changed copy, so each comes back from the file as it was.
-        unsafe { madvise(start, len, MmapAdvise::MADV_DONTNEED) }?;
+        if is_as_its_file(&pagemap, start, len)? {
+            // SAFETY: none of the mapping's pages is a changed copy, so each comes back from the file as it was.
+            unsafe { madvise(address, len, MmapAdvise::MADV_DONTNEED) }?;
+        }
     }
     Ok(())
 }
 
-/// Address and length of the mappings (proc_pid_smaps(5)) that are text of a file, without those that hold a page of
-/// their own: a relocation, or the breakpoint of a debugger or a probe.
-fn unchanged_text(smaps: &str) -> Vec<(usize, usize)> {
-    let mut found = Vec::new();
-    let mut current = None;
-    for line in smaps.lines() {
-        if let Some(anonymous) = line.strip_prefix("Anonymous:") {
-            found.extend(current.take().filter(|_| anonymous.trim() == "0 kB"));
-        } else if line.split_once(' ').is_some_and(|(first, _)| first.contains('-')) {
-            current = text_of_a_file(line);
-        }
-    }
-    found
-}
-
-/// Address and length of a mapping if it is text of a file.
-fn text_of_a_file(head: &str) -> Option<(usize, usize)> {
-    let mut words = head.split_ascii_whitespace();
+/// Address and length of a mapping (proc_pid_maps(5)) if it is of a file and not for writing.
+fn read_only_file(line: &str) -> Option<(usize, usize)> {
+    let mut words = line.split_ascii_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
-    if words.next()? != "r-xp" || !words.nth(3)?.starts_with('/') {
+    if !["r-xp", "r--p", "r--s"].contains(&words.next()?) || !words.nth(3)?.starts_with('/') {
         return None;
     }
     let [start, end] = [start, end].map(|number| usize::from_str_radix(number, 16).ok());
     Some((start?, end?.checked_sub(start?)?))
 }
 
+/// Whether a mapping holds no page of its own: a relocation, or the breakpoint of a debugger or a probe.
+fn is_as_its_file(pagemap: &File, start: usize, len: usize) -> io::Result<bool> {
+    /// Bits of an entry (Linux, `Documentation/admin-guide/mm/pagemap.rst`).
+    const FILE: u64 = 1 << 61;
+    const SWAPPED_OR_PRESENT: u64 = 3 << 62;
+    const ENTRY: usize = size_of::<u64>();
+
+    // SAFETY: the call has no memory arguments.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+    let mut entries = vec![0; len / page * ENTRY];
+    pagemap.read_exact_at(&mut entries, (start / page * ENTRY) as u64)?;
+    let (entries, _) = entries.as_chunks::<ENTRY>();
+    Ok(entries.iter().all(|entry| {
+        let entry = u64::from_ne_bytes(*entry);
+        entry & SWAPPED_OR_PRESENT == 0 || entry & FILE != 0
+    }))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     fn resident_text() -> u64 {
@@ -67,7 +77,7 @@ mod tests {
         let (mut counts, mut sum) = (false, 0);
         for line in smaps.lines() {
             if line.split_once(' ').is_some_and(|(first, _)| first.contains('-')) {
-                counts = text_of_a_file(line).is_some();
+                counts = line.contains(" r-xp ") && read_only_file(line).is_some();
             } else if let Some(size) = line.strip_prefix("Rss:")
                 && counts
             {
@@ -87,21 +97,36 @@ mod tests {
     }
 
     #[test]
-    fn only_text_of_files_is_unmapped() {
-        let of = |head: &str| unchanged_text(&format!("{head}\nRss: 4 kB\nAnonymous:             0 kB\n"));
-        assert_eq!(of("1000-3000 r-xp 00000000 00:21 17 /gvmm/gvmm"), [(0x1000, 0x2000)]);
-        assert_eq!(of("1000-3000 r--p 00000000 00:21 17 /gvmm/gvmm"), []);
-        assert_eq!(of("1000-3000 rwxp 00000000 00:21 17 /gvmm/gvmm"), []);
-        assert_eq!(of("1000-3000 r-xp 00000000 00:00 0"), []);
-        assert_eq!(of("1000-3000 r-xp 00000000 00:00 0 [vdso]"), []);
-        assert_eq!(of("3000-1000 r-xp 00000000 00:21 17 /gvmm/gvmm"), []);
-        assert_eq!(of("garbage"), []);
+    fn files_that_may_be_written_and_memory_without_a_file_stay() {
+        let of = read_only_file;
+        assert_eq!(of("1000-3000 r-xp 00000000 00:21 17 /gvmm/gvmm"), Some((0x1000, 0x2000)));
+        assert_eq!(of("1000-3000 r--s 00000000 00:01 17 /memfd:x (deleted)"), Some((0x1000, 0x2000)));
+        assert_eq!(of("1000-3000 rwxp 00000000 00:21 17 /gvmm/gvmm"), None);
+        assert_eq!(of("1000-3000 rw-s 00000000 00:01 17 /memfd:x (deleted)"), None);
+        assert_eq!(of("1000-3000 r-xp 00000000 00:00 0"), None);
+        assert_eq!(of("1000-3000 r-xp 00000000 00:00 0 [vdso]"), None);
+        assert_eq!(of("3000-1000 r-xp 00000000 00:21 17 /gvmm/gvmm"), None);
+        assert_eq!(of("garbage"), None);
     }
 
     #[test]
-    fn text_with_a_breakpoint_stays() {
-        let smaps = "1000-3000 r-xp 00000000 00:21 17 /a\nAnonymous:   4 kB\n\
-                     5000-6000 r-xp 00000000 00:21 17 /b\nAnonymous:   0 kB\n";
-        assert_eq!(unchanged_text(smaps), [(0x5000, 0x1000)]);
+    fn a_mapping_with_a_changed_page_is_told() {
+        const SIZE: usize = 0x10_000;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(SIZE as u64).unwrap();
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), SIZE, protection, flags, file.as_raw_fd(), 0) };
+        assert_ne!(start, libc::MAP_FAILED);
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let bytes = start.cast::<u8>();
+        // SAFETY: the first byte of the mapping.
+        assert_eq!(unsafe { bytes.read_volatile() }, 0);
+        assert!(is_as_its_file(&pagemap, start.addr(), SIZE).unwrap());
+        // SAFETY: the last byte of the mapping.
+        unsafe { bytes.wrapping_add(SIZE - 1).write_volatile(1) };
+        assert!(!is_as_its_file(&pagemap, start.addr(), SIZE).unwrap());
+        // SAFETY: the mapping from above, which nobody uses any more.
+        unsafe { libc::munmap(start, SIZE) };
     }
 }

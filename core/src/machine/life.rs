@@ -73,9 +73,9 @@ impl From<device_tree::Error> for Failure {
 }
 
 /// Between two times at which a VM gives back unused memory: a guest's start takes a second or several.
-const TRIM_PAUSE: Duration = Duration::from_millis(500);
+const TRIM_PAUSE: Duration = Duration::from_millis(250);
 /// After so many, each pause is twice as long as the one before.
-const TRIMS_AT_START: u32 = 20;
+const TRIMS_AT_START: u32 = 40;
 /// There is no time after a pause of this length.
 const LONGEST_TRIM_PAUSE: Duration = Duration::from_secs(64);
 
