@@ -55,8 +55,7 @@ fn is_as_its_file(pagemap: &File, start: usize, len: usize) -> io::Result<bool> 
     const SWAPPED_OR_PRESENT: u64 = 3 << 62;
     const ENTRY: usize = size_of::<u64>();
 
-    // SAFETY: the call has no memory arguments.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+    let page = page_size()?;
     let mut entries = vec![0; len / page * ENTRY];
     pagemap.read_exact_at(&mut entries, (start / page * ENTRY) as u64)?;
     let (entries, _) = entries.as_chunks::<ENTRY>();
@@ -66,34 +65,90 @@ fn is_as_its_file(pagemap: &File, start: usize, len: usize) -> io::Result<bool> 
     }))
 }
 
+fn page_size() -> io::Result<usize> {
+    // SAFETY: the call has no memory arguments.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
+    use std::sync::Mutex;
 
     use super::*;
 
-    fn resident_text() -> u64 {
-        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
-        let (mut counts, mut sum) = (false, 0);
-        for line in smaps.lines() {
-            if line.split_once(' ').is_some_and(|(first, _)| first.contains('-')) {
-                counts = line.contains(" r-xp ") && read_only_file(line).is_some();
-            } else if let Some(size) = line.strip_prefix("Rss:")
-                && counts
-            {
-                sum += size.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap();
-            }
+    const SIZE: usize = 0x10_0000;
+
+    /// Held by tests that look at what is resident: `trim` is for the whole process.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    /// A private mapping of a file full of sevens.
+    struct Mapped {
+        start: *mut u8,
+        pagemap: File,
+    }
+
+    impl Mapped {
+        fn new(protection: i32) -> Self {
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&vec![7; SIZE], 0).unwrap();
+            let (place, flags) = (std::ptr::null_mut(), libc::MAP_PRIVATE);
+            // SAFETY: a new mapping at a place of the kernel's choice.
+            let start = unsafe { libc::mmap(place, SIZE, protection, flags, file.as_raw_fd(), 0) };
+            assert_ne!(start, libc::MAP_FAILED);
+            Self { start: start.cast(), pagemap: File::open("/proc/self/pagemap").unwrap() }
         }
-        sum
+
+        fn sum(&self) -> usize {
+            // SAFETY: the mapping is there as long as `self`, and no test writes to it meanwhile.
+            let bytes = unsafe { std::slice::from_raw_parts(self.start, SIZE) };
+            bytes.iter().map(|byte| usize::from(*byte)).sum()
+        }
+
+        fn resident(&self) -> bool {
+            let mut entry = [0; 8];
+            self.pagemap
+                .read_exact_at(&mut entry, (self.start.addr() / page_size().unwrap() * 8) as u64)
+                .unwrap();
+            u64::from_ne_bytes(entry) >> 63 == 1
+        }
+
+        fn is_as_its_file(&self) -> bool {
+            is_as_its_file(&self.pagemap, self.start.addr(), SIZE).unwrap()
+        }
+    }
+
+    impl Drop for Mapped {
+        fn drop(&mut self) {
+            // SAFETY: the mapping from `new`, which nobody else uses.
+            unsafe { libc::munmap(self.start.cast(), SIZE) };
+        }
     }
 
     #[test]
-    fn less_text_is_resident_afterwards_and_all_of_it_still_runs() {
-        let before = resident_text();
+    fn what_is_not_in_use_is_not_resident_and_reads_as_before() {
+        let _alone = ALONE.lock();
+        let text = Mapped::new(libc::PROT_READ);
+        assert_eq!(text.sum(), 7 * SIZE);
+        assert!(text.resident());
         trim();
-        let after = resident_text();
-        assert!(after < before, "{after} kB of {before} kB");
-        assert_eq!(format!("{:?}", "still here".to_owned().to_uppercase()), "\"STILL HERE\"");
+        assert!(!text.resident());
+        assert_eq!(text.sum(), 7 * SIZE);
+    }
+
+    #[test]
+    fn a_mapping_with_a_changed_page_stays() {
+        let _alone = ALONE.lock();
+        let text = Mapped::new(libc::PROT_READ | libc::PROT_WRITE);
+        assert_eq!(text.sum(), 7 * SIZE);
+        assert!(text.is_as_its_file());
+        // SAFETY: the last byte of the mapping.
+        unsafe { text.start.wrapping_add(SIZE - 1).write_volatile(8) };
+        assert!(!text.is_as_its_file());
+        // SAFETY: the whole mapping, which nobody else uses.
+        unsafe { libc::mprotect(text.start.cast(), SIZE, libc::PROT_READ) };
+        trim();
+        assert_eq!(text.sum(), 7 * SIZE + 1);
     }
 
     #[test]
@@ -107,26 +162,5 @@ mod tests {
         assert_eq!(of("1000-3000 r-xp 00000000 00:00 0 [vdso]"), None);
         assert_eq!(of("3000-1000 r-xp 00000000 00:21 17 /gvmm/gvmm"), None);
         assert_eq!(of("garbage"), None);
-    }
-
-    #[test]
-    fn a_mapping_with_a_changed_page_is_told() {
-        const SIZE: usize = 0x10_000;
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(SIZE as u64).unwrap();
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
-        // SAFETY: a new mapping at a place of the kernel's choice.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), SIZE, protection, flags, file.as_raw_fd(), 0) };
-        assert_ne!(start, libc::MAP_FAILED);
-        let pagemap = File::open("/proc/self/pagemap").unwrap();
-        let bytes = start.cast::<u8>();
-        // SAFETY: the first byte of the mapping.
-        assert_eq!(unsafe { bytes.read_volatile() }, 0);
-        assert!(is_as_its_file(&pagemap, start.addr(), SIZE).unwrap());
-        // SAFETY: the last byte of the mapping.
-        unsafe { bytes.wrapping_add(SIZE - 1).write_volatile(1) };
-        assert!(!is_as_its_file(&pagemap, start.addr(), SIZE).unwrap());
-        // SAFETY: the mapping from above, which nobody uses any more.
-        unsafe { libc::munmap(start, SIZE) };
     }
 }

@@ -35,7 +35,7 @@ pub use memory::FakeMemory;
 use std::time::{Duration, Instant};
 
 /// How long the test kit waits for something before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until the condition holds; panics with the text when it does not within [`PATIENCE`].
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
