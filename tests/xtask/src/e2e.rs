@@ -22,8 +22,8 @@ use crate::workspace::Workspace;
 /// The package with the programs that tests run in guests.
 const TOOLS_PACKAGE: &str = "e2e";
 
-/// How many bytes the transfers of the network and vsock tests have each way; few by default, because the bed is slow.
-const TRANSFER_BYTES: &str = "GVMM_TRANSFER_BYTES";
+/// Numbers that make tests longer, handed on to their scripts: the bed is slow, and by default they are small.
+const SIZES: [&str; 2] = ["GVMM_TRANSFER_BYTES", "GVMM_LIVES"];
 
 /// Tests that share one boot of L1.
 pub(crate) struct Group {
@@ -145,9 +145,7 @@ impl Group {
         let names: Vec<_> = self.cases.iter().map(|case| case.name.as_str()).collect();
 
         let mut results = Vec::new();
-        let bytes = std::env::var(TRANSFER_BYTES).ok().and_then(|bytes| bytes.parse::<u64>().ok());
-        let size = bytes.map_or(String::new(), |bytes| format!("{TRANSFER_BYTES}={bytes} "));
-        let ended = bed.run(&format!("{size}sh /bed/run-cases {}", names.join(" ")), |line| {
+        let ended = bed.run(&format!("{}sh /bed/run-cases {}", sizes(), names.join(" ")), |line| {
             if let Some(result) = CaseResult::parse(line) {
                 println!("{:>7} e2e/{}/{} ({} s)", result.verdict, self.name, result.name, result.seconds);
                 results.push(result);
@@ -176,6 +174,15 @@ impl Group {
         }
         counts
     }
+}
+
+/// The assignments of the sizes that the caller has set.
+fn sizes() -> String {
+    let size = |name: &str| {
+        let number = std::env::var(name).ok()?.parse::<u64>().ok()?;
+        Some(format!("{name}={number} "))
+    };
+    SIZES.into_iter().filter_map(size).collect()
 }
 
 /// A line of `run-cases`: `@result NAME VERDICT SECONDS`.
