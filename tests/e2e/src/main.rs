@@ -3,6 +3,7 @@
 
 mod disk;
 mod journal;
+mod kexec;
 mod load;
 mod measure;
 mod pattern;
@@ -37,6 +38,8 @@ enum Command {
     Load(load::Options),
     /// Write random values to the registers of a PCI function
     Scribble(scribble::Options),
+    /// Start another kernel in place of this one, without a reset of the machine
+    Kexec(kexec::Options),
     /// Run a VMM; measure it when its guest prints a text
     Measure(measure::Options),
     /// Run a command on a terminal of its own, and type to it
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Check(options) => journal::check(&options),
         Command::Load(options) => load::run(&options),
         Command::Scribble(options) => scribble::run(&options),
+        Command::Kexec(options) => kexec::run(&options),
         Command::Measure(options) => measure::run(&options),
         Command::Terminal(options) => terminal::run(&options),
         Command::Socket(options) => socket::run(&options),
