@@ -13,12 +13,12 @@ use crate::images;
 use crate::process::{self, progress};
 
 /// Raise this whenever the files below are made differently.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 /// Meta package that names the current kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-arm64";
 /// Programs of the outer guest, installed with the libraries they need.
 const PROGRAMS: &[&str] =
-    &["libc6", "libgcc-s1", "busybox-static", "e2fsprogs", "passt", "qemu-system-arm", "qemu-utils"];
+    &["libc6", "libgcc-s1", "busybox-static", "e2fsprogs", "passt", "pciutils", "qemu-system-arm", "qemu-utils"];
 /// Users of the outer guest; passt gives up its rights to be nobody.
 const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUPS: &str = "root:x:0:\nnogroup:x:65534:\n";
@@ -37,8 +37,8 @@ const MODULES: &[&str] = &[
     "vhost_vsock",
     "tun",
 ];
-/// The one folder of `usr/share` that a program needs at run time.
-const SHARED_DATA: &str = "qemu";
+/// The folders of `usr/share` that programs need at run time: QEMU's firmware, and the names of PCI devices.
+const SHARED_DATA: &[&str] = &["misc", "qemu"];
 
 /// Files made from the packages.
 pub(crate) struct Guest {
@@ -128,7 +128,7 @@ fn lay_out_root(root: &Path) -> Result<()> {
 fn prune_shared_data(root: &Path) -> Result<()> {
     for entry in std::fs::read_dir(root.join("usr/share"))? {
         let entry = entry?;
-        if entry.file_name() == SHARED_DATA {
+        if SHARED_DATA.iter().any(|kept| entry.file_name() == *kept) {
             continue;
         }
         if entry.file_type()?.is_dir() {
