@@ -1,10 +1,11 @@
 //! `gvmm plugin`: hands over to the program `gvmm-plugin`, so that no VM carries the tools of plugin authors.
 
-use std::env;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+
+use gvmm_plugin_api::host::program;
 
 /// Name of the program.
 const PROGRAM: &str = "gvmm-plugin";
@@ -20,6 +21,6 @@ pub fn become_tools(arguments: &[OsString]) -> String {
 }
 
 fn beside() -> Option<PathBuf> {
-    let program = env::current_exe().ok()?.with_file_name(PROGRAM);
+    let program = program::path()?.with_file_name(PROGRAM);
     program.is_file().then_some(program)
 }

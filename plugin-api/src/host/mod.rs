@@ -9,6 +9,7 @@ pub mod argument;
 pub mod instance;
 pub mod library;
 pub mod manifest;
+pub mod program;
 pub mod search;
 
 pub use crate::abi::host::Host;

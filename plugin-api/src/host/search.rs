@@ -3,6 +3,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use super::program;
+
 /// Variable with folders to search first, separated by colons.
 pub const PATH_VARIABLE: &str = "GVMM_PLUGIN_PATH";
 /// The folder of the system's package.
@@ -11,7 +13,7 @@ const SYSTEM_FOLDER: &str = "/usr/lib/gvmm/plugins";
 /// The folders searched, in order: `GVMM_PLUGIN_PATH`, `plugins` beside the binary, the user's, the system's.
 pub fn folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = env::var_os(PATH_VARIABLE).iter().flat_map(env::split_paths).collect();
-    if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {
+    if let Some(folder) = program::path().as_deref().and_then(Path::parent) {
         folders.push(folder.join("plugins"));
     }
     if let Some(home) = env::var_os("HOME") {

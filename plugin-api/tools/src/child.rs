@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use gvmm_plugin_api::host::program;
 use nix::sys::signal::Signal;
 
 /// What is kept of an output stream.
@@ -56,7 +57,8 @@ impl Ended {
 /// Why there is no such process.
 pub(crate) fn run(arguments: &[&str], limit: Duration) -> Result<Ended, String> {
     let failed = |e: std::io::Error| format!("cannot start a process of this program: {e}");
-    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    let program = program::path().ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+    let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));

@@ -10,14 +10,17 @@ use anyhow::{Context, Result, bail};
 use crate::apt::recreate;
 use crate::build::{Build, Cross, TARGET};
 use crate::process::{self, progress};
-use crate::setup;
 use crate::workspace::Workspace;
+use crate::{libc_bundle, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Target to build for, such as aarch64-unknown-linux-gnu; without it, this machine
     #[arg(long)]
     target: Option<String>,
+    /// Add the C library, for systems that have none that gvmm can use, such as Android
+    #[arg(long)]
+    with_libc: bool,
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
@@ -25,7 +28,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
         Some(TARGET) => setup::ensure_cross(workspace)?,
         _ => Cross::default(),
     };
-    let folder = make(&Build { workspace, target: options.target.as_deref(), cross: &cross })?;
+    let build = Build { workspace, target: options.target.as_deref(), cross: &cross };
+    let mut folder = make(&build)?;
+    if options.with_libc {
+        folder = libc_bundle::add(&build, &folder)?;
+    }
     println!("{}", folder.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -79,7 +86,8 @@ fn copy_matching(from: &Path, to: &Path, matches: impl Fn(&str) -> bool) -> Resu
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies a file, with its mode.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
 }

@@ -17,8 +17,16 @@ const RECIPE: u32 = 3;
 /// Meta package that names the current kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-arm64";
 /// Programs of the outer guest, installed with the libraries they need.
-const PROGRAMS: &[&str] =
-    &["libc6", "libgcc-s1", "busybox-static", "e2fsprogs", "passt", "pciutils", "qemu-system-arm", "qemu-utils"];
+const PROGRAMS: &[&str] = &[
+    "libc6",
+    "libgcc-s1",
+    "busybox-static",
+    "e2fsprogs",
+    "passt",
+    "pciutils",
+    "qemu-system-arm",
+    "qemu-utils",
+];
 /// Users of the outer guest; passt gives up its rights to be nobody.
 const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUPS: &str = "root:x:0:\nnogroup:x:65534:\n";

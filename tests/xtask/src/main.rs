@@ -16,6 +16,7 @@ mod e2e;
 mod guest_packages;
 mod images;
 mod l1;
+mod libc_bundle;
 mod process;
 mod samples;
 mod setup;

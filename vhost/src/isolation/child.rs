@@ -11,7 +11,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use gvmm_plugin_api::host::{Host, Manifest};
+use gvmm_plugin_api::host::{Host, Manifest, program};
 use gvmm_plugin_api::interrupt::Event;
 use gvmm_plugin_api::options::Values;
 use gvmm_plugin_api::services::{Console, ConsoleSize};
@@ -57,7 +57,7 @@ pub struct Isolated {
 ///
 /// When it does not.
 pub fn program() -> Result<PathBuf, String> {
-    let folder = std::env::current_exe().ok().and_then(|file| file.parent().map(Path::to_owned));
+    let folder = program::path().and_then(|file| file.parent().map(Path::to_owned));
     let program = folder.map(|folder| folder.join(PROGRAM)).filter(|file| file.exists());
     program.ok_or_else(|| {
         format!("isolate: the program {PROGRAM} is not beside gvmm: install both in one folder")

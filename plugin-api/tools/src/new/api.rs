@@ -3,6 +3,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use gvmm_plugin_api::host::program;
+
 /// Version that a new crate asks for.
 pub(super) const VERSION: &str =
     concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
@@ -13,7 +15,7 @@ pub(super) fn find(given: Option<&Path>) -> Result<PathBuf, String> {
         let absolute = given.canonicalize().ok().filter(|folder| is_api(folder));
         return absolute.ok_or_else(|| format!("--api {}: gvmm-plugin-api is not there", given.display()));
     }
-    let begins = [env::current_exe().ok(), env::current_dir().ok()];
+    let begins = [program::path(), env::current_dir().ok()];
     let around = |begin: &PathBuf| begin.ancestors().map(|f| f.join("plugin-api")).find(|f| is_api(f));
     begins.iter().flatten().find_map(around).ok_or_else(|| {
         "gvmm-plugin-api is not found: name its folder in gvmm's sources with --api PATH".to_owned()
