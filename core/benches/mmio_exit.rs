@@ -64,7 +64,7 @@ fn plugin() -> Arc<dyn MmioDevice> {
             device.start(vec![Interrupt::new(line)]).expect("the device starts");
             device
         }
-        Instance::Virtio(_) => unreachable!("the PL011 is an MMIO device"),
+        Instance::Virtio(_) | Instance::Pci(_) => unreachable!("the PL011 is an MMIO device"),
     }
 }
 

@@ -7,8 +7,9 @@ pub const SECTION: &str = ".gvmm.plugin";
 
 /// Version of the plugin interface that this crate speaks, `(major, minor)`.
 ///
-/// A plugin loads when its major version is equal and its minor version is not above that of the VMM.
-pub const API_VERSION: (u16, u16) = (0, 1);
+/// A plugin says which version it needs ([`Kind::api`]). It loads when its major version is equal and its minor version
+/// is not above that of the VMM.
+pub const API_VERSION: (u16, u16) = (0, 2);
 
 /// The descriptor of a plugin. Made by [`export_plugin!`](crate::export_plugin), never at run time.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +45,18 @@ pub enum Kind {
     Mmio,
     /// A virtio device of this type (virtio 1.2, 5).
     Virtio(u32),
+    /// A device on the PCI bus that is not virtio.
+    Pci,
+}
+
+impl Kind {
+    /// The version of the plugin interface that brought the kind, which is what a plugin of it needs.
+    pub const fn api(self) -> (u16, u16) {
+        match self {
+            Self::Mmio | Self::Virtio(_) => (0, 1),
+            Self::Pci => (0, 2),
+        }
+    }
 }
 
 /// Length in bytes of the JSON form.
@@ -155,8 +168,8 @@ const fn trim(text: &str) -> &str {
 
 const fn write_json<const N: usize>(d: &Descriptor) -> ([u8; N], usize) {
     let mut json = Json::<N> { bytes: [0; N], len: 0 };
-    json =
-        json.raw("{\"api\":[").number(API_VERSION.0 as u64).byte(b',').number(API_VERSION.1 as u64).raw("],");
+    let (major, minor) = d.kind.api();
+    json = json.raw("{\"api\":[").number(major as u64).byte(b',').number(minor as u64).raw("],");
     json = json.field("id", d.id).field("name", d.name).field("version", d.version).field("vendor", d.vendor);
     json = json.field("url", d.url).field("description", d.description).field("license", d.license);
     json = match d.kind {
@@ -164,6 +177,7 @@ const fn write_json<const N: usize>(d: &Descriptor) -> ([u8; N], usize) {
         Kind::Virtio(number) => {
             json.raw("\"kind\":\"virtio\",\"virtio_type\":").number(number as u64).byte(b',')
         }
+        Kind::Pci => json.raw("\"kind\":\"pci\","),
     };
     json = json.raw("\"requires\":").strings(d.requires).raw(",\"syscalls\":").strings(d.syscalls);
     json = json.raw(",\"options\":[");
@@ -225,5 +239,17 @@ mod tests {
         const LEN: usize = json_len(&SAMPLE);
         let read: Manifest = serde_json::from_slice(&json::<LEN>(&SAMPLE)).unwrap();
         assert_eq!(read, Manifest::from(&SAMPLE));
+        assert_eq!(read.api, (0, 1), "what it needs is older than this crate");
+    }
+
+    #[cfg(feature = "host")]
+    #[test]
+    fn a_kind_that_is_newer_needs_a_newer_host() {
+        use crate::host::Manifest;
+        const CARD: Descriptor = Descriptor { kind: Kind::Pci, ..SAMPLE };
+        const LEN: usize = json_len(&CARD);
+        let read: Manifest = serde_json::from_slice(&json::<LEN>(&CARD)).unwrap();
+        assert_eq!(read, Manifest::from(&CARD));
+        assert_eq!((read.kind.as_str(), read.api, read.virtio_type), ("pci", (0, 2), None));
     }
 }

@@ -5,22 +5,25 @@ use std::sync::Arc;
 use abi_stable::std_types::{RBox, ROption, RResult, RStr, RString, RVec, Tuple2};
 
 use crate::abi::device::{RawDevice, RawDevice_TO, RawDeviceBox};
-use crate::abi::extension::{Extension, MMIO, PANIC, VIRTIO};
+use crate::abi::extension::{Extension, MMIO, PANIC, PCI, VIRTIO};
 use crate::abi::host::{HostProxy, RawHostArc};
-use crate::abi::{contain, mmio, virtio};
+use crate::abi::{contain, mmio, pci, virtio};
 use crate::log::Scope;
 use crate::mmio::MmioDevice;
 use crate::options::{OptionSet, Values};
+use crate::pci::PciDevice;
 use crate::services::Services;
 use crate::virtio::VirtioDevice;
 
-/// A device of either kind.
+/// A device of any kind.
 #[derive(Clone)]
 pub enum Device {
     /// Registers in the trap window.
     Mmio(Arc<dyn MmioDevice>),
     /// A virtio device.
     Virtio(Arc<dyn VirtioDevice>),
+    /// A PCI device that is not virtio.
+    Pci(Arc<dyn PciDevice>),
 }
 
 impl Device {
@@ -32,6 +35,11 @@ impl Device {
     /// A virtio device.
     pub fn virtio(device: impl VirtioDevice + 'static) -> Self {
         Self::Virtio(Arc::new(device))
+    }
+
+    /// A PCI device that is not virtio.
+    pub fn pci(device: impl PciDevice + 'static) -> Self {
+        Self::Pci(Arc::new(device))
     }
 }
 
@@ -95,6 +103,7 @@ impl RawDevice for Export {
         let reset = contain(self.scope, || match &self.device {
             Some(Device::Mmio(device)) => device.reset(),
             Some(Device::Virtio(device)) => device.reset(),
+            Some(Device::Pci(device)) => device.reset(),
             None => {}
         });
         reset.err().map(RString::from).into()
@@ -104,6 +113,7 @@ impl RawDevice for Export {
         let metrics = contain(self.scope, || match &self.device {
             Some(Device::Mmio(device)) => device.metrics(),
             Some(Device::Virtio(device)) => device.metrics(),
+            Some(Device::Pci(device)) => device.metrics(),
             None => Vec::new(),
         });
         metrics
@@ -117,6 +127,7 @@ impl RawDevice for Export {
         match (&self.device, id.as_str()) {
             (Some(Device::Mmio(device)), MMIO) => mmio::export(device.clone(), self.scope),
             (Some(Device::Virtio(device)), VIRTIO) => virtio::export(device.clone(), self.scope),
+            (Some(Device::Pci(device)), PCI) => pci::export(device.clone(), self.scope),
             (_, PANIC) => {
                 let _ = contain(self.scope, || panic!("asked to panic"));
                 ROption::RNone

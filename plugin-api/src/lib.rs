@@ -1,13 +1,14 @@
 //! What a gvmm device plugin is made of.
 //!
 //! A plugin is a shared library with one device model. It is written against this crate alone, in safe Rust: a struct
-//! that implements [`mmio::MmioDevice`] or [`virtio::VirtioDevice`], its options by [`options!`], and one call of
-//! [`export_plugin!`]. The same library then runs inside gvmm, in a sandboxed process of its own, or as a vhost-user
-//! back end; the device cannot tell.
+//! that implements [`mmio::MmioDevice`], [`virtio::VirtioDevice`] or [`pci::PciDevice`], its options by [`options!`],
+//! and one call of [`export_plugin!`]. The same library then runs inside gvmm; that of a virtio device also in a
+//! sandboxed process of its own, or as a vhost-user back end, and the device cannot tell.
 //!
 //! - [`descriptor`], [`options`](mod@options): what a plugin says of itself, readable without running it.
 //! - [`mmio`], [`fdt`]: devices with registers and their device-tree nodes.
 //! - [`virtio`], [`queue`], [`worker`], [`memory`]: virtio devices and their data path, which never leaves the plugin.
+//! - [`pci`]: devices on the PCI bus that are not virtio.
 //! - [`services`], [`interrupt`], [`metrics`]: what the host does for a device.
 //! - [`abi`]: what crosses the library boundary; no plugin needs to look at it.
 //! - [`host`] (feature `host`): loading plugins. `testing` (feature `test-kit`): testing a device without a VM.
@@ -26,6 +27,7 @@ pub mod memory;
 pub mod metrics;
 pub mod mmio;
 pub mod options;
+pub mod pci;
 pub mod queue;
 pub mod services;
 #[cfg(feature = "test-kit")]

@@ -109,7 +109,8 @@ fn a_device_with_registers_is_refused_with_the_reason() {
     let error = start(isolated(gvmm_built::plugin("pl031"), "clock", &[])).map(drop).unwrap_err();
     assert_eq!(
         error,
-        "device pl031: isolate: only virtio devices run in a process of their own, and this one has registers in gvmm's"
+        "device pl031: isolate: only virtio devices run in a process of their own, and this one is of kind mmio: leave it \
+         out"
     );
 }
 

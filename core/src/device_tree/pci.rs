@@ -31,8 +31,8 @@ pub struct PciNode {
     pub frame: Range<u64>,
     /// SPIs of the frame.
     pub message_spis: Range<u32>,
-    /// The interrupt line of each device, from device 0 on.
-    pub lines: Vec<u32>,
+    /// The interrupt line of each device, if it has one, from device 0 on.
+    pub lines: Vec<Option<u32>>,
 }
 
 /// Writes the GICv2m frame, a child of the interrupt controller (Linux bindings, interrupt-controller/arm,gic-v3).
@@ -65,7 +65,8 @@ pub(super) fn write_host(pci: &PciNode, pool: Option<u32>, fdt: &mut FdtWriter) 
     fdt.property_u32("msi-parent", V2M_PHANDLE)?;
     fdt.property_null("dma-coherent")?;
     let lines = pci.lines.iter().enumerate();
-    let map: Vec<u32> = lines.flat_map(|(device, &spi)| interrupt(device, spi)).collect();
+    let map: Vec<u32> =
+        lines.filter_map(|(device, spi)| Some(interrupt(device, (*spi)?))).flatten().collect();
     fdt.property_array_u32("interrupt-map", &map)?;
     fdt.property_array_u32("interrupt-map-mask", &[DEVICE_MASK, 0, 0, PIN_MASK])?;
     if let Some(pool) = pool {

@@ -9,6 +9,7 @@ use gvmm_plugin_api::interrupt::Interrupt;
 use gvmm_plugin_api::metrics::Metric;
 use gvmm_plugin_api::mmio::MmioDevice;
 use gvmm_plugin_api::options::Values;
+use gvmm_plugin_api::pci::PciDevice;
 use gvmm_plugin_api::virtio::VirtioDevice;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -100,6 +101,7 @@ struct Plugged {
 enum PluggedKind {
     Mmio(Arc<dyn MmioDevice>),
     Virtio(Arc<VirtioFunction>),
+    Pci(Arc<dyn PciDevice>),
 }
 
 /// What a device did, for statistics.
@@ -152,9 +154,12 @@ impl Devices {
                     let (id, map) = (&want.id, &mut map);
                     let plugged = match want.transport {
                         Transport::Mmio => devices.plug_virtio(id, device, &host, map),
-                        Transport::Pci => devices.plug_pci(id, device, &host, map, &mut pci),
+                        Transport::Pci => devices.plug_virtio_pci(id, device, &host, map, &mut pci),
                     };
                     plugged.map_err(named)?
+                }
+                Instance::Pci(device) => {
+                    devices.plug_pci(&want.id, device, &mut map, &mut pci).map_err(named)?
                 }
             };
             devices.cmdline.extend(want.cmdline.clone());
@@ -220,7 +225,7 @@ impl Devices {
         Ok(PluggedKind::Virtio(function))
     }
 
-    fn plug_pci(
+    fn plug_virtio_pci(
         &mut self,
         id: &str,
         device: Arc<dyn VirtioDevice>,
@@ -231,6 +236,24 @@ impl Devices {
         let (spi, eventfd) = self.line(id, map)?;
         let line = InterruptLine { spi, eventfd, device: id.to_owned() };
         Ok(PluggedKind::Virtio(pci.add_virtio(id, device, host, line)?))
+    }
+
+    fn plug_pci(
+        &mut self,
+        id: &str,
+        device: Arc<dyn PciDevice>,
+        map: &mut Allocator,
+        pci: &mut PciBuilder,
+    ) -> Result<PluggedKind, String> {
+        let layout = device.layout();
+        layout.check()?;
+        let mut line = None;
+        if layout.line {
+            let (spi, eventfd) = self.line(id, map)?;
+            line = Some(InterruptLine { spi, eventfd, device: id.to_owned() });
+        }
+        pci.add_plugged(id, device.clone(), line)?;
+        Ok(PluggedKind::Pci(device))
     }
 
     fn line(&mut self, id: &str, map: &mut Allocator) -> Result<(u32, Arc<EventFd>), String> {
@@ -260,6 +283,8 @@ impl Devices {
             match &device.kind {
                 PluggedKind::Mmio(mmio) => mmio.reset(),
                 PluggedKind::Virtio(function) => function.detach(),
+                // Its function does.
+                PluggedKind::Pci(_) => {}
             }
         }
         if let Some(pci) = &self.pci {
@@ -282,6 +307,7 @@ impl Devices {
             metrics: match &device.kind {
                 PluggedKind::Mmio(mmio) => mmio.metrics(),
                 PluggedKind::Virtio(function) => function.device().metrics(),
+                PluggedKind::Pci(device) => device.metrics(),
             },
         };
         self.plugged.iter().map(report).collect()
@@ -295,7 +321,7 @@ impl Devices {
     fn functions(&self) -> impl Iterator<Item = &Arc<VirtioFunction>> {
         self.plugged.iter().filter_map(|device| match &device.kind {
             PluggedKind::Virtio(function) => Some(function),
-            PluggedKind::Mmio(_) => None,
+            PluggedKind::Mmio(_) | PluggedKind::Pci(_) => None,
         })
     }
 }

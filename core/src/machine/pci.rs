@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use gvmm_plugin_api::pci::PciDevice;
 use gvmm_plugin_api::virtio::VirtioDevice;
 
 use super::layout::{Allocator, PCI_ECAM, PCI_WINDOW, V2M_FRAME};
@@ -10,6 +11,7 @@ use crate::device_tree::{self, PciNode};
 use crate::hypervisor::{InterruptLine, ReadableRegisters};
 use crate::pci::function::FunctionSpec;
 use crate::pci::host::{ECAM_SIZE, Ecam, PciHost, Window};
+use crate::pci::plugged;
 use crate::pci::v2m::{FRAME_SIZE, V2mFrame};
 use crate::plugin::host::DeviceHost;
 use crate::virtio::VirtioFunction;
@@ -50,6 +52,17 @@ impl PciBuilder {
         host.connect(&function);
         self.specs.push(spec(&function, &interrupts, line));
         Ok(function)
+    }
+
+    /// Makes a plugin's PCI device a function, with a line if it asks for one. Its layout has been checked.
+    pub fn add_plugged(
+        &mut self,
+        id: &str,
+        device: Arc<dyn PciDevice>,
+        line: Option<InterruptLine>,
+    ) -> Result<(), String> {
+        self.specs.push(plugged::spec(id, device, line)?);
+        Ok(())
     }
 
     /// The host of all functions, on the bus of the machine; `None` without functions.

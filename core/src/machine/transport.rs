@@ -34,15 +34,20 @@ impl Transport {
         kind == "virtio"
     }
 
-    /// Takes the option out of those for a plugin of this kind and name, if it is there.
+    /// Takes the option out of those for a plugin of this kind and name, if it is there. Devices of other kinds have their
+    /// place by what they are.
     pub fn take(argument: &mut DeviceArgument, kind: &str, name: &str) -> Result<Option<Self>, String> {
         let mut chosen = None;
-        if Self::applies_to(kind) {
-            while let Some(at) = argument.options.iter().position(|(option, _)| option == OPTION) {
-                let (_, word) = argument.options.remove(at);
-                if chosen.replace(Self::parse(&word, name)?).is_some() {
-                    return Err(format!("device {name}: option '{OPTION}' is given twice"));
-                }
+        while let Some(at) = argument.options.iter().position(|(option, _)| option == OPTION) {
+            if !Self::applies_to(kind) {
+                return Err(format!(
+                    "device {name}: option '{OPTION}' is for virtio devices, and this one is of kind {kind}: leave it \
+                     out"
+                ));
+            }
+            let (_, word) = argument.options.remove(at);
+            if chosen.replace(Self::parse(&word, name)?).is_some() {
+                return Err(format!("device {name}: option '{OPTION}' is given twice"));
             }
         }
         Ok(chosen)
@@ -82,7 +87,15 @@ mod tests {
 
     #[test]
     fn devices_of_other_kinds_have_no_transport() {
-        assert_eq!(take("d,transport=pci", "mmio").1, ["transport"]);
+        for kind in ["mmio", "pci"] {
+            assert_eq!(take("d,x=1", kind), (Ok(None), vec!["x".to_owned()]));
+            assert_eq!(
+                take("d,transport=pci", kind).0.unwrap_err(),
+                format!(
+                    "device disk: option 'transport' is for virtio devices, and this one is of kind {kind}: leave it out"
+                )
+            );
+        }
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! The configuration space of a function: a type 0 header and capabilities (PCI Local Bus Specification 3.0, 6).
 
 use gvmm_plugin_api::mmio::Width;
+pub use gvmm_plugin_api::pci::{BARS, Identity, LEAST_BAR};
 
 /// Bytes of configuration space; there is no extended part.
 pub const SIZE: usize = 256;
-/// Number of base address registers.
-pub const BARS: usize = 6;
 
 /// Register offsets (PCI 3.0, 6.1).
 pub mod reg {
@@ -38,25 +37,6 @@ const STATUS_CAPABILITIES: u16 = 1 << 4;
 const PIN_A: u8 = 1;
 /// First byte behind the header.
 const HEADER_END: usize = 0x40;
-/// Smallest memory BAR: the low four bits say what it is.
-const LEAST_BAR: u32 = 16;
-
-/// What a function is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
-    /// Vendor and device.
-    pub vendor: u16,
-    /// Device of that vendor.
-    pub device: u16,
-    /// Vendor of the subsystem.
-    pub subsystem_vendor: u16,
-    /// Subsystem of that vendor.
-    pub subsystem: u16,
-    /// Class, subclass and programming interface in the low 24 bits.
-    pub class: u32,
-    /// Revision.
-    pub revision: u8,
-}
 
 /// Why a capability or BAR has no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +54,9 @@ pub enum ConfigError {
         /// Bytes.
         size: u32,
     },
+    /// The device has registers in every BAR.
+    #[error("all {BARS} BARs are in use, and MSI-X needs one")]
+    NoBarLeft,
 }
 
 /// The bytes of a configuration space and which of their bits the guest may change.
@@ -87,8 +70,8 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// The header of a function with one interrupt pin, no BARs and no capabilities.
-    pub fn new(identity: &Identity) -> Self {
+    /// The header of a function with no BARs and no capabilities, and with an interrupt pin if it has a line.
+    pub fn new(identity: &Identity, line: bool) -> Self {
         let mut this =
             Self { bytes: [0; SIZE], writable: [0; SIZE], free: HEADER_END, link: reg::CAPABILITIES };
         this.put(0, &identity.vendor.to_le_bytes());
@@ -96,9 +79,11 @@ impl ConfigSpace {
         this.put(reg::REVISION, &(identity.class << 8 | u32::from(identity.revision)).to_le_bytes());
         this.put(reg::SUBSYSTEM, &identity.subsystem_vendor.to_le_bytes());
         this.put(reg::SUBSYSTEM + 2, &identity.subsystem.to_le_bytes());
-        this.put(reg::INTERRUPT_PIN, &[PIN_A]);
         this.allow(reg::COMMAND, &command::WRITABLE.to_le_bytes());
-        this.allow(reg::INTERRUPT_LINE, &[0xff]);
+        if line {
+            this.put(reg::INTERRUPT_PIN, &[PIN_A]);
+            this.allow(reg::INTERRUPT_LINE, &[0xff]);
+        }
         this
     }
 
@@ -199,7 +184,7 @@ mod tests {
     };
 
     fn space() -> ConfigSpace {
-        let mut space = ConfigSpace::new(&IDENTITY);
+        let mut space = ConfigSpace::new(&IDENTITY, true);
         space.add_bar(0, 0x8000, 0x1000_0000).unwrap();
         space
     }
@@ -211,6 +196,13 @@ mod tests {
         assert_eq!(space.read(8, Width::Word), 0x0100_0001);
         assert_eq!(space.read(0x2c, Width::Word), 0x0040_1af4);
         assert_eq!((space.read(0x3d, Width::Byte), space.read(0x0e, Width::Byte)), (1, 0));
+    }
+
+    #[test]
+    fn a_function_without_a_line_has_no_interrupt_pin() {
+        let mut space = ConfigSpace::new(&IDENTITY, false);
+        space.write(0x3c, Width::Word, 0xffff_ffff);
+        assert_eq!(space.read(0x3c, Width::Word), 0);
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use gvmm_plugin_api::mmio::{AccessError, Width};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::bars::RegisterBar;
 use super::config::Identity;
-use super::function::{AccessWindow, Capability, FunctionSpec, PciDevice};
+use super::function::{AccessWindow, Capability, FunctionDevice, FunctionSpec};
 use super::host::{Ecam, PciHost, Window};
 use super::v2m::V2mFrame;
 use crate::bus::Registers;
@@ -122,13 +123,13 @@ impl Recorder {
     }
 }
 
-impl PciDevice for Recorder {
-    fn read(&self, offset: u64, width: Width) -> Result<u64, AccessError> {
+impl FunctionDevice for Recorder {
+    fn read(&self, _: usize, offset: u64, width: Width) -> Result<u64, AccessError> {
         self.note(offset, width, format!("read {offset:#x}"));
         Ok(0x1234_5678)
     }
 
-    fn write(&self, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
+    fn write(&self, _: usize, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
         self.note(offset, width, format!("write {offset:#x} {value:#x}"));
         Ok(())
     }
@@ -220,11 +221,12 @@ fn spec(device: &Arc<Recorder>, vectors: &[Arc<EventFd>; 2], line: &InterruptLin
         id: "dev".to_owned(),
         identity,
         device: device.clone(),
-        registers: REGISTERS,
+        bars: vec![RegisterBar { index: 0, registers: REGISTERS }],
+        shared_bar: Some(0),
         capabilities: vec![access],
         access_window: Some(AccessWindow { capability: 0, bar: 4, offset: 8, length: 12, data: 16 }),
         vectors: vectors.to_vec(),
-        line: line.clone(),
+        line: Some(line.clone()),
         doorbells: vec![(0x40, Arc::new(eventfd::new().unwrap()))],
     }
 }

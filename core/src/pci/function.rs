@@ -1,12 +1,14 @@
-//! A function: configuration space, BAR 0 with the device's registers and the MSI-X structures, and its interrupts.
+//! A function: configuration space, BARs with the device's registers and the MSI-X structures, and its interrupts.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use gvmm_plugin_api::mmio::{AccessError, Width};
+pub use gvmm_plugin_api::pci::Capability;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::bars::{BarLayout, Place, RegisterBar, layouts};
 use super::config::{ConfigError, ConfigSpace, Identity, SIZE, command};
 use super::msix::{self, Gate, Msix};
 use super::v2m::V2mFrame;
@@ -15,35 +17,22 @@ use crate::bus::AccessCount;
 use crate::hypervisor::{DoorbellWrite, InterruptLine, Wiring};
 use crate::memory::RegisterImage;
 
-/// Each structure in BAR 0 begins at a page of its own.
-const PAGE: u64 = 0x1000;
 /// In `decoded`: the function does not answer.
 const NOWHERE: u64 = u64::MAX;
 
 /// A device behind a function. All methods come from vCPU threads, any number at once, and must not block.
-pub trait PciDevice: Send + Sync {
-    /// Reads a register; `offset + width` lies within the registers.
-    fn read(&self, offset: u64, width: Width) -> Result<u64, AccessError>;
+pub trait FunctionDevice: Send + Sync {
+    /// Reads a register; `offset + width` lies within the registers of the BAR.
+    fn read(&self, bar: usize, offset: u64, width: Width) -> Result<u64, AccessError>;
 
-    /// Writes a register; `offset + width` lies within the registers.
-    fn write(&self, offset: u64, width: Width, value: u64) -> Result<(), AccessError>;
+    /// Writes a register; `offset + width` lies within the registers of the BAR.
+    fn write(&self, bar: usize, offset: u64, width: Width, value: u64) -> Result<(), AccessError>;
 
     /// Whether the guest wants messages from now on, or the interrupt line. Called with either at any time.
     fn use_messages(&self, on: bool);
 
     /// Back to the state after power-on, as far as the guest reached it through the function. No vCPU runs.
     fn reset(&self);
-}
-
-/// A capability of a device's own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capability {
-    /// What it is.
-    pub id: u8,
-    /// Its bytes behind id and link.
-    pub body: Vec<u8>,
-    /// The bits of `body` that the guest may change.
-    pub writable: Vec<u8>,
 }
 
 /// A capability through which the guest reaches BAR 0 by configuration space alone: where its fields are, counted from
@@ -69,47 +58,43 @@ pub struct FunctionSpec {
     /// What the guest sees it as.
     pub identity: Identity,
     /// The device.
-    pub device: Arc<dyn PciDevice>,
-    /// Bytes of its registers, which begin at offset 0 of BAR 0.
-    pub registers: u64,
+    pub device: Arc<dyn FunctionDevice>,
+    /// Its registers, no BAR twice.
+    pub bars: Vec<RegisterBar>,
+    /// The BAR whose registers the MSI-X structures are behind; without it they have a BAR of their own.
+    pub shared_bar: Option<usize>,
     /// Its capabilities, in order.
     pub capabilities: Vec<Capability>,
     /// One of them, if it is such a window.
     pub access_window: Option<AccessWindow>,
-    /// The eventfd of each message interrupt.
+    /// The eventfd of each message interrupt; without any there is no MSI-X.
     pub vectors: Vec<Arc<EventFd>>,
     /// The interrupt line, which the VM connects at its start.
-    pub line: InterruptLine,
+    pub line: Option<InterruptLine>,
     /// Register writes that are eventfd signals: offset in BAR 0.
     pub doorbells: Vec<(u64, Arc<EventFd>)>,
 }
 
-/// Where everything is in BAR 0.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Layout {
-    registers: Range<u64>,
-    table: Range<u64>,
-    pending: Range<u64>,
-    size: u32,
+/// A BAR in use.
+struct Bar {
+    layout: BarLayout,
+    /// The address at which it answers, or [`NOWHERE`].
+    decoded: AtomicU64,
 }
 
-impl Layout {
-    fn new(registers: u64, table: u64, pending: u64) -> Result<Self, ConfigError> {
-        let table_at = registers.next_multiple_of(PAGE);
-        let pending_at = (table_at + table).next_multiple_of(PAGE);
-        let end = pending_at + pending;
-        let size = u32::try_from(end).ok().and_then(u32::checked_next_power_of_two);
-        let size = size.ok_or(ConfigError::Bar { index: 0, size: u32::MAX })?;
-        let (table, pending) = (table_at..table_at + table, pending_at..end);
-        Ok(Self { registers: 0..registers, table, pending, size })
-    }
+/// An access to a BAR that has been decoded.
+#[derive(Debug, Clone, Copy)]
+pub struct BarAccess<'a> {
+    bar: &'a BarLayout,
+    offset: u64,
+    width: Width,
 }
 
 /// What the guest changes.
 struct State {
     config: ConfigSpace,
     msix: Msix,
-    line: Wire,
+    line: Option<Wire>,
     wiring: Option<Arc<dyn Wiring>>,
     /// The doorbells that the VM has for the moment.
     doorbells: Vec<DoorbellWrite>,
@@ -118,18 +103,17 @@ struct State {
 /// A function in the machine.
 pub struct PciFunction {
     id: String,
-    device: Arc<dyn PciDevice>,
-    layout: Layout,
+    device: Arc<dyn FunctionDevice>,
+    bars: Vec<Bar>,
     /// Addresses that the host leads to BARs.
     window: Range<u64>,
     /// Configuration space after power-on.
     pristine: ConfigSpace,
-    msix_at: usize,
+    /// The capability MSI-X.
+    msix_at: Option<usize>,
     access_window: Option<AccessWindow>,
-    spi: u32,
+    spi: Option<u32>,
     doorbells: Vec<(u64, Arc<EventFd>)>,
-    /// The address at which BAR 0 answers, or [`NOWHERE`].
-    decoded: AtomicU64,
     /// Where configuration space is shown to the guest.
     shown: OnceLock<(Arc<RegisterImage>, usize)>,
     state: Mutex<State>,
@@ -138,7 +122,7 @@ pub struct PciFunction {
 }
 
 impl PciFunction {
-    /// A function whose BAR 0 is the next free place from `free` on; moves `free` behind it.
+    /// A function whose BARs are the next free places from `free` on; moves `free` behind them.
     pub fn new(
         spec: FunctionSpec,
         frame: Arc<V2mFrame>,
@@ -146,29 +130,25 @@ impl PciFunction {
         free: &mut u64,
     ) -> Result<Self, String> {
         let msix = Msix::new(frame, &spec.vectors, &spec.id);
-        let layout = Layout::new(spec.registers, msix.table_size(), msix.pending_size());
-        let layout = layout.map_err(|e| e.to_string())?;
-        let base = free.next_multiple_of(layout.size.into());
-        let end = base.saturating_add(layout.size.into());
-        let address = u32::try_from(base).ok().filter(|_| end <= window.end);
-        let address =
-            address.ok_or_else(|| format!("its {:#x} bytes of registers do not fit", layout.size))?;
-        *free = end;
-        let built = configuration(&spec, &layout, address).map_err(|e| e.to_string())?;
+        let layouts = layouts(&spec.bars, spec.shared_bar, msix.table_size(), msix.pending_size());
+        let layouts = layouts.map_err(|e| e.to_string())?;
+        let places =
+            layouts.iter().map(|bar| place(bar.size, &window, free)).collect::<Result<Vec<_>, _>>()?;
+        let built = configuration(&spec, &layouts, &places).map_err(|e| e.to_string())?;
         let (pristine, msix_at, access_window) = built;
-        let line = Wire::new(spec.line.eventfd.clone(), &spec.id);
+        let line = spec.line.as_ref().map(|line| Wire::new(line.eventfd.clone(), &spec.id));
         let state = State { config: pristine.clone(), msix, line, wiring: None, doorbells: Vec::new() };
+        let bar = |layout| Bar { layout, decoded: AtomicU64::new(NOWHERE) };
         Ok(Self {
             id: spec.id,
             device: spec.device,
-            layout,
+            bars: layouts.into_iter().map(bar).collect(),
             window,
             pristine,
             msix_at,
             access_window,
-            spi: spec.line.spi,
+            spi: spec.line.map(|line| line.spi),
             doorbells: spec.doorbells,
-            decoded: AtomicU64::new(NOWHERE),
             shown: OnceLock::new(),
             state: Mutex::new(state),
             reads: AtomicU64::new(0),
@@ -183,15 +163,17 @@ impl PciFunction {
         self.show(&state.config, 0..SIZE);
     }
 
-    /// SPI of the interrupt line.
-    pub fn spi(&self) -> u32 {
+    /// SPI of the interrupt line, if there is one.
+    pub fn spi(&self) -> Option<u32> {
         self.spi
     }
 
     /// Gives it the wiring of a VM that has started, with the interrupt line connected. No vCPU runs.
     pub fn attach(&self, wiring: Arc<dyn Wiring>) {
         let mut state = self.lock();
-        state.line.restart(Some(self.spi));
+        if let Some(line) = &mut state.line {
+            line.restart(self.spi);
+        }
         state.wiring = Some(wiring);
     }
 
@@ -203,7 +185,9 @@ impl PciFunction {
         state.msix.disconnect();
         self.settle(&mut state);
         state.msix.restart();
-        state.line.restart(None);
+        if let Some(line) = &mut state.line {
+            line.restart(None);
+        }
         state.wiring = None;
         self.device.reset();
     }
@@ -217,35 +201,38 @@ impl PciFunction {
         }
     }
 
-    /// The offset in BAR 0 of an access to an address, if the function answers there.
-    pub fn decode(&self, address: u64, width: Width) -> Option<u64> {
-        let base = self.decoded.load(Ordering::Acquire);
-        let offset = address.checked_sub(base).filter(|_| base != NOWHERE)?;
-        (offset + width.bytes() as u64 <= u64::from(self.layout.size)).then_some(offset)
+    /// The access to one of its BARs that an access to an address is, if it answers there.
+    pub fn decode(&self, address: u64, width: Width) -> Option<BarAccess<'_>> {
+        self.bars.iter().find_map(|Bar { layout: bar, decoded }| {
+            let base = decoded.load(Ordering::Acquire);
+            let offset = address.checked_sub(base).filter(|_| base != NOWHERE)?;
+            let inside = offset + width.bytes() as u64 <= u64::from(bar.size);
+            inside.then_some(BarAccess { bar, offset, width })
+        })
     }
 
-    /// Reads BAR 0 at an offset that [`Self::decode`] gave.
-    pub fn read(&self, offset: u64, width: Width) -> Result<u64, AccessError> {
+    /// Reads a BAR.
+    pub fn read(&self, access: BarAccess<'_>) -> Result<u64, AccessError> {
         self.reads.fetch_add(1, Ordering::Relaxed);
-        if let Some(offset) = within(&self.layout.table, offset, width) {
-            return self.lock().msix.read_table(offset, width);
+        let BarAccess { bar, offset, width } = access;
+        match bar.place(offset, width) {
+            Place::Registers(offset) => self.device.read(bar.index, offset, width),
+            Place::Table(offset) => self.lock().msix.read_table(offset, width),
+            Place::Pending(offset) => self.lock().msix.read_pending(offset, width),
+            Place::Nothing => Err(AccessError::NoRegister),
         }
-        if let Some(offset) = within(&self.layout.pending, offset, width) {
-            return self.lock().msix.read_pending(offset, width);
-        }
-        self.read_register(offset, width)
     }
 
-    /// Writes BAR 0 at an offset that [`Self::decode`] gave.
-    pub fn write(&self, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
+    /// Writes a BAR.
+    pub fn write(&self, access: BarAccess<'_>, value: u64) -> Result<(), AccessError> {
         self.writes.fetch_add(1, Ordering::Relaxed);
-        if let Some(offset) = within(&self.layout.table, offset, width) {
-            return self.lock().msix.write_table(offset, width, value);
+        let BarAccess { bar, offset, width } = access;
+        match bar.place(offset, width) {
+            Place::Registers(offset) => self.device.write(bar.index, offset, width, value),
+            Place::Table(offset) => self.lock().msix.write_table(offset, width, value),
+            Place::Pending(_) => Err(AccessError::Direction),
+            Place::Nothing => Err(AccessError::NoRegister),
         }
-        if within(&self.layout.pending, offset, width).is_some() {
-            return Err(AccessError::Direction);
-        }
-        self.write_register(offset, width, value)
     }
 
     /// Reads configuration space.
@@ -257,7 +244,7 @@ impl PciFunction {
         };
         drop(state);
         // What the device refuses reads as zero, as it does in BAR 0.
-        self.read_register(at, length).unwrap_or(0)
+        self.register(at, length).and_then(|at| self.device.read(0, at, length).ok()).unwrap_or(0)
     }
 
     /// Writes configuration space.
@@ -266,8 +253,10 @@ impl PciFunction {
         let mut state = self.lock();
         if let Some((at, length)) = self.windowed(&state.config, offset, width) {
             drop(state);
-            // What the device refuses has no effect, as in BAR 0.
-            let _ = self.write_register(at, length, value);
+            if let Some(at) = self.register(at, length) {
+                // What the device refuses has no effect, as in BAR 0.
+                let _ = self.device.write(0, at, length, value);
+            }
             return;
         }
         state.config.write(offset, width, value);
@@ -294,14 +283,13 @@ impl PciFunction {
         }
     }
 
-    fn read_register(&self, offset: u64, width: Width) -> Result<u64, AccessError> {
-        let offset = within(&self.layout.registers, offset, width).ok_or(AccessError::NoRegister)?;
-        self.device.read(offset, width)
-    }
-
-    fn write_register(&self, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
-        let offset = within(&self.layout.registers, offset, width).ok_or(AccessError::NoRegister)?;
-        self.device.write(offset, width, value)
+    /// Where in the registers of BAR 0 the access window leads.
+    fn register(&self, offset: u64, width: Width) -> Option<u64> {
+        let bar = self.bars.iter().find(|bar| bar.layout.index == 0)?;
+        match bar.layout.place(offset, width) {
+            Place::Registers(offset) => Some(offset),
+            _ => None,
+        }
     }
 
     /// The access to BAR 0 that an access to the data of the access window stands for.
@@ -325,43 +313,49 @@ impl PciFunction {
 
     /// Does what configuration space says.
     fn settle(&self, state: &mut State) {
-        let (control, command) = (state.config.half(self.msix_at + 2), state.config.command());
+        let control = self.msix_at.map_or(0, |at| state.config.half(at + 2));
+        let command = state.config.command();
         let enabled = control & msix::CONTROL_ENABLE != 0;
         let masked = control & msix::CONTROL_FUNCTION_MASK != 0;
         self.device.use_messages(enabled);
         state.msix.set_gate(Gate { enabled, masked, bus_master: command & command::BUS_MASTER != 0 });
         self.settle_line(state, enabled || command & command::INTERRUPT_DISABLE == 0);
-        self.settle_bar(state, command & command::MEMORY != 0);
+        for bar in &self.bars {
+            self.settle_bar(state, bar, command & command::MEMORY != 0);
+        }
     }
 
     /// A function that uses messages leaves its line alone, which needs no disconnection.
     fn settle_line(&self, state: &mut State, open: bool) {
-        let Some(wiring) = &state.wiring else { return };
-        let spi = open.then_some(self.spi);
-        let led = state.line.lead_to(spi, |line| wiring.connect(line), |line| wiring.disconnect(line));
+        let (Some(wiring), Some(wire)) = (&state.wiring, &mut state.line) else { return };
+        let spi = self.spi.filter(|_| open);
+        let led = wire.lead_to(spi, |line| wiring.connect(line), |line| wiring.disconnect(line));
         if let Err(error) = led {
             tracing::warn!("device {}: interrupt line: {error}", self.id);
         }
     }
 
-    /// Answers at the address in BAR 0 if that is one which the host leads there. The doorbells go along.
-    fn settle_bar(&self, state: &mut State, memory: bool) {
-        let base = state.config.bar(0);
-        let end = base + u64::from(self.layout.size);
+    /// A BAR answers at the address in its register if that is one which the host leads there. The doorbells in BAR 0 go
+    /// along.
+    fn settle_bar(&self, state: &mut State, bar: &Bar, memory: bool) {
+        let base = state.config.bar(bar.layout.index);
+        let end = base + u64::from(bar.layout.size);
         let here = memory && base >= self.window.start && end <= self.window.end;
         let new = if here { base } else { NOWHERE };
-        if self.decoded.swap(new, Ordering::AcqRel) == new {
-            return;
+        if bar.decoded.swap(new, Ordering::AcqRel) != new && bar.layout.index == 0 {
+            self.move_doorbells(state, here.then_some(base));
         }
+    }
+
+    /// Puts the doorbells where BAR 0 is.
+    fn move_doorbells(&self, state: &mut State, base: Option<u64>) {
         let Some(wiring) = &state.wiring else { return };
         for doorbell in state.doorbells.drain(..) {
             if let Err(error) = wiring.remove_doorbell(&doorbell) {
                 tracing::warn!("device {}: a doorbell stays where it was: {error}", self.id);
             }
         }
-        if !here {
-            return;
-        }
+        let Some(base) = base else { return };
         for (offset, event) in &self.doorbells {
             let (address, eventfd, device) = (base + offset, event.clone(), self.id.clone());
             let doorbell = DoorbellWrite { address, datamatch: None, eventfd, device };
@@ -378,33 +372,37 @@ impl PciFunction {
     }
 }
 
-/// The offset of an access from the start of a range that holds all of it.
-fn within(range: &Range<u64>, offset: u64, width: Width) -> Option<u64> {
-    let end = offset.checked_add(width.bytes() as u64)?;
-    (offset >= range.start && end <= range.end).then(|| offset - range.start)
+/// The next free place for a BAR, which is aligned to its size.
+fn place(size: u32, window: &Range<u64>, free: &mut u64) -> Result<u32, String> {
+    let base = free.next_multiple_of(size.into());
+    let end = base.saturating_add(size.into());
+    let address = u32::try_from(base).ok().filter(|_| end <= window.end);
+    let address = address.ok_or_else(|| {
+        let left = window.end.saturating_sub(*free);
+        format!("its {size:#x} bytes of registers do not fit into the {left:#x} bytes left for PCI devices")
+    })?;
+    *free = end;
+    Ok(address)
 }
 
 /// Configuration space, the place of the MSI-X capability, and the access window with its offsets in the space.
+type Configuration = (ConfigSpace, Option<usize>, Option<AccessWindow>);
+
 fn configuration(
     spec: &FunctionSpec,
-    layout: &Layout,
-    address: u32,
-) -> Result<(ConfigSpace, usize, Option<AccessWindow>), ConfigError> {
-    let mut config = ConfigSpace::new(&spec.identity);
-    config.add_bar(0, layout.size, address)?;
+    layouts: &[BarLayout],
+    addresses: &[u32],
+) -> Result<Configuration, ConfigError> {
+    let mut config = ConfigSpace::new(&spec.identity, spec.line.is_some());
+    for (bar, address) in layouts.iter().zip(addresses) {
+        config.add_bar(bar.index, bar.size, *address)?;
+    }
     let mut places = Vec::new();
     for capability in &spec.capabilities {
         places.push(config.add_capability(capability.id, &capability.body, &capability.writable)?);
     }
-    let mut body = Vec::new();
-    // The number of vectors less one; a function has at least one.
-    let last_vector = (spec.vectors.len().min(msix::MAX_VECTORS) as u16).saturating_sub(1);
-    body.extend_from_slice(&last_vector.to_le_bytes());
-    // Offsets in a BAR that fits 32 bits; the low three bits are the BAR's number, 0.
-    body.extend_from_slice(&(layout.table.start as u32).to_le_bytes());
-    body.extend_from_slice(&(layout.pending.start as u32).to_le_bytes());
-    let control = (msix::CONTROL_ENABLE | msix::CONTROL_FUNCTION_MASK).to_le_bytes();
-    let msix_at = config.add_capability(msix::CAPABILITY, &body, &control)?;
+    let structures = layouts.iter().find(|bar| !bar.table.is_empty());
+    let msix_at = structures.map(|bar| add_msix(&mut config, spec.vectors.len(), bar)).transpose()?;
     let placed = |window: AccessWindow| {
         let at = *places.get(window.capability)?;
         let inside = |offset| Some(at + offset).filter(|offset| offset + 4 <= SIZE);
@@ -417,4 +415,18 @@ fn configuration(
         })
     };
     Ok((config, msix_at, spec.access_window.and_then(placed)))
+}
+
+/// Adds the MSI-X capability; returns its offset.
+fn add_msix(config: &mut ConfigSpace, vectors: usize, bar: &BarLayout) -> Result<usize, ConfigError> {
+    let mut body = Vec::new();
+    // The number of vectors less one; a table has at least one.
+    let last_vector = (vectors.min(msix::MAX_VECTORS) as u16).saturating_sub(1);
+    body.extend_from_slice(&last_vector.to_le_bytes());
+    // Offsets in a BAR that fits 32 bits, of which the low three are free for the number of the BAR.
+    for structure in [&bar.table, &bar.pending] {
+        body.extend_from_slice(&(structure.start as u32 | bar.index as u32).to_le_bytes());
+    }
+    let control = (msix::CONTROL_ENABLE | msix::CONTROL_FUNCTION_MASK).to_le_bytes();
+    config.add_capability(msix::CAPABILITY, &body, &control)
 }

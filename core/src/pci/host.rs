@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use gvmm_plugin_api::mmio::{AccessError, Width};
 
 use super::config::SIZE;
-use super::function::{FunctionSpec, PciFunction};
+use super::function::{BarAccess, FunctionSpec, PciFunction};
 use super::v2m::V2mFrame;
 use crate::bus::{AccessCount, Registers};
 use crate::hypervisor::Wiring;
@@ -117,7 +117,7 @@ impl PciHost {
     }
 
     /// The function whose BAR an access goes to. Where the guest has put two at one place, the first answers.
-    fn decoded(&self, offset: u64, width: Width) -> Option<(&PciFunction, u64)> {
+    fn decoded(&self, offset: u64, width: Width) -> Option<(&PciFunction, BarAccess<'_>)> {
         let address = self.window.start + offset;
         self.functions.iter().find_map(|function| Some((function, function.decode(address, width)?)))
     }
@@ -144,10 +144,10 @@ pub struct Window(pub Arc<PciHost>);
 
 impl Registers for Window {
     fn read(&self, offset: u64, width: Width) -> Result<u64, AccessError> {
-        self.0.decoded(offset, width).map_or(Ok(NOBODY), |(function, at)| function.read(at, width))
+        self.0.decoded(offset, width).map_or(Ok(NOBODY), |(function, access)| function.read(access))
     }
 
     fn write(&self, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
-        self.0.decoded(offset, width).map_or(Ok(()), |(function, at)| function.write(at, width, value))
+        self.0.decoded(offset, width).map_or(Ok(()), |(function, access)| function.write(access, value))
     }
 }

@@ -6,10 +6,12 @@
 //! lets the interrupt through, the hypervisor has that eventfd and raises the SPI by itself; while it is masked nobody
 //! has it, and its counter is the pending bit ([`wire`]).
 
+pub mod bars;
 pub mod config;
 pub mod function;
 pub mod host;
 pub mod msix;
+pub mod plugged;
 pub mod v2m;
 pub mod wire;
 
@@ -19,3 +21,5 @@ pub(crate) mod fixture;
 mod function_test;
 #[cfg(test)]
 mod hostile_test;
+#[cfg(test)]
+mod plugged_test;

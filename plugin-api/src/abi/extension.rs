@@ -13,6 +13,8 @@ use abi_stable::type_layout::TypeLayout;
 pub const MMIO: &str = "gvmm.mmio/1";
 /// Id of the virtio device interface.
 pub const VIRTIO: &str = "gvmm.virtio/1";
+/// Id of the PCI device interface.
+pub const PCI: &str = "gvmm.pci/1";
 /// Id of the host's console interface.
 pub const CONSOLE: &str = "gvmm.console/1";
 /// No interface: a plugin that is asked for it panics, catches that, and answers that it has none. So a host finds out

@@ -182,7 +182,7 @@ impl RawMmio for Export {
     }
 }
 
-fn status_of(error: AccessError) -> u32 {
+pub(super) fn status_of(error: AccessError) -> u32 {
     match error {
         AccessError::NoRegister => status::NO_REGISTER,
         AccessError::Width => status::WIDTH,

@@ -11,15 +11,17 @@ use abi_stable::std_types::{ROption, RStr, RString};
 
 use super::manifest::Manifest;
 use crate::abi::device::RawDeviceBox;
-use crate::abi::extension::{MMIO, VIRTIO};
+use crate::abi::extension::{MMIO, PCI, VIRTIO};
 use crate::abi::host::Host;
 use crate::abi::mmio::{RawMmioArc, import_layout};
+use crate::abi::pci::RawPciArc;
 use crate::abi::status;
 use crate::abi::virtio::RawVirtioArc;
 use crate::fdt::FdtNode;
 use crate::interrupt::Interrupt;
 use crate::metrics::Metric;
 use crate::mmio::{AccessError, MmioDevice, MmioLayout, Width};
+use crate::pci::{Interrupts, PciDevice, PciLayout};
 use crate::virtio::{QueueSetup, QueueState, VirtioDevice, VirtioTraits};
 
 pub use crate::export::Device as Instance;
@@ -34,6 +36,7 @@ impl Instance {
         let id = match manifest.kind.as_str() {
             "mmio" => MMIO,
             "virtio" => VIRTIO,
+            "pci" => PCI,
             other => return Err(format!("this gvmm knows no device kind '{other}': update gvmm")),
         };
         let ROption::RSome(found) = device.extension(RStr::from(id)) else {
@@ -41,15 +44,11 @@ impl Instance {
         };
         let base = Base { device, host, failed: AtomicBool::new(false) };
         let incompatible = |_| format!("its {id} interface is not the one of this gvmm: rebuild the plugin");
-        if id == MMIO {
-            let raw: RawMmioArc = found.open().map_err(incompatible)?;
-            let layout = raw.layout().map(import_layout).into_result().map_err(RString::into_string)?;
-            let node = raw.node().into_result().map_err(RString::into_string).and_then(FdtNode::try_from)?;
-            return Ok(Self::mmio(Mmio { raw, base, layout, node }));
-        }
-        let raw: RawVirtioArc = found.open().map_err(incompatible)?;
-        let traits = raw.traits().map(VirtioTraits::from).into_result().map_err(RString::into_string)?;
-        Ok(Self::virtio(Virtio { raw, base, traits }))
+        Ok(match id {
+            MMIO => Self::mmio(Mmio::new(found.open().map_err(incompatible)?, base)?),
+            VIRTIO => Self::virtio(Virtio::new(found.open().map_err(incompatible)?, base)?),
+            _ => Self::pci(Pci::new(found.open().map_err(incompatible)?, base)?),
+        })
     }
 }
 
@@ -84,6 +83,26 @@ impl Base {
         let metrics = self.device.metrics().into_iter();
         metrics.map(|pair| Metric { name: pair.0.into_string(), value: pair.1 }).collect()
     }
+
+    /// The error for a status of a register access; a panic makes the device a failed one.
+    fn access_error(
+        &self,
+        code: u32,
+        what: &str,
+        offset: u64,
+        place: std::fmt::Arguments<'_>,
+    ) -> AccessError {
+        match code {
+            status::NO_REGISTER => AccessError::NoRegister,
+            status::WIDTH => AccessError::Width,
+            status::DIRECTION => AccessError::Direction,
+            status::PANICKED => {
+                self.fail(&format!("panicked in a {what} of register {offset:#x} of {place}"));
+                AccessError::Failed
+            }
+            _ => AccessError::Failed,
+        }
+    }
 }
 
 struct Mmio {
@@ -94,18 +113,10 @@ struct Mmio {
 }
 
 impl Mmio {
-    /// The error for a status; a panic makes the device a failed one.
-    fn error(&self, code: u32, what: &str, window: u32, offset: u64) -> AccessError {
-        match code {
-            status::NO_REGISTER => AccessError::NoRegister,
-            status::WIDTH => AccessError::Width,
-            status::DIRECTION => AccessError::Direction,
-            status::PANICKED => {
-                self.base.fail(&format!("panicked in a {what} of register {offset:#x} of window {window}"));
-                AccessError::Failed
-            }
-            _ => AccessError::Failed,
-        }
+    fn new(raw: RawMmioArc, base: Base) -> Result<Self, String> {
+        let layout = raw.layout().map(import_layout).into_result().map_err(RString::into_string)?;
+        let node = raw.node().into_result().map_err(RString::into_string).and_then(FdtNode::try_from)?;
+        Ok(Self { raw, base, layout, node })
     }
 }
 
@@ -131,7 +142,7 @@ impl MmioDevice for Mmio {
         if answer.status == status::OK {
             return Ok(answer.value);
         }
-        Err(self.error(answer.status, "read", window, offset))
+        Err(self.base.access_error(answer.status, "read", offset, format_args!("window {window}")))
     }
 
     fn write(&self, window: u32, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
@@ -140,7 +151,7 @@ impl MmioDevice for Mmio {
         }
         match self.raw.write(window, offset, width as u8, value) {
             status::OK => Ok(()),
-            code => Err(self.error(code, "write", window, offset)),
+            code => Err(self.base.access_error(code, "write", offset, format_args!("window {window}"))),
         }
     }
 
@@ -157,6 +168,13 @@ struct Virtio {
     raw: RawVirtioArc,
     base: Base,
     traits: VirtioTraits,
+}
+
+impl Virtio {
+    fn new(raw: RawVirtioArc, base: Base) -> Result<Self, String> {
+        let traits = raw.traits().map(VirtioTraits::from).into_result().map_err(RString::into_string)?;
+        Ok(Self { raw, base, traits })
+    }
 }
 
 impl VirtioDevice for Virtio {
@@ -196,6 +214,58 @@ impl VirtioDevice for Virtio {
                 self.base.fail(&panic);
                 None
             }
+        }
+    }
+
+    fn reset(&self) {
+        self.base.reset();
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        self.base.metrics()
+    }
+}
+
+struct Pci {
+    raw: RawPciArc,
+    base: Base,
+    layout: PciLayout,
+}
+
+impl Pci {
+    fn new(raw: RawPciArc, base: Base) -> Result<Self, String> {
+        let layout = raw.layout().map(PciLayout::from).into_result().map_err(RString::into_string)?;
+        Ok(Self { raw, base, layout })
+    }
+}
+
+impl PciDevice for Pci {
+    fn layout(&self) -> PciLayout {
+        self.layout.clone()
+    }
+
+    fn start(&self, interrupts: Interrupts) -> Result<(), String> {
+        self.raw.start(interrupts.into()).into_result().map_err(RString::into_string)
+    }
+
+    fn read(&self, bar: u8, offset: u64, width: Width) -> Result<u64, AccessError> {
+        if self.base.failed() {
+            return Err(AccessError::Failed);
+        }
+        let answer = self.raw.read(bar, offset, width as u8);
+        if answer.status == status::OK {
+            return Ok(answer.value);
+        }
+        Err(self.base.access_error(answer.status, "read", offset, format_args!("BAR {bar}")))
+    }
+
+    fn write(&self, bar: u8, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
+        if self.base.failed() {
+            return Err(AccessError::Failed);
+        }
+        match self.raw.write(bar, offset, width as u8, value) {
+            status::OK => Ok(()),
+            code => Err(self.base.access_error(code, "write", offset, format_args!("BAR {bar}"))),
         }
     }
 

@@ -79,7 +79,7 @@ pub enum PluginError {
 /// What a plugin says of itself; see [`Descriptor`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Version of the plugin interface.
+    /// Version of the plugin interface that it needs.
     pub api: (u16, u16),
     /// Unique id.
     pub id: String,
@@ -95,7 +95,7 @@ pub struct Manifest {
     pub description: String,
     /// SPDX licence expression.
     pub license: String,
-    /// Kind of device: `mmio` or `virtio`.
+    /// Kind of device: `mmio`, `virtio` or `pci`.
     pub kind: String,
     /// Virtio device type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -200,9 +200,10 @@ impl From<&Descriptor> for Manifest {
         let (kind, virtio_type) = match descriptor.kind {
             Kind::Mmio => ("mmio", None),
             Kind::Virtio(number) => ("virtio", Some(number)),
+            Kind::Pci => ("pci", None),
         };
         Self {
-            api: API_VERSION,
+            api: descriptor.kind.api(),
             id: descriptor.id.to_owned(),
             name: descriptor.name.to_owned(),
             version: descriptor.version.to_owned(),

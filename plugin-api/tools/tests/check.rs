@@ -90,7 +90,7 @@ fn files_that_cannot_be_loaded_are_found_out() {
     for (name, words) in [
         ("no_section", "no .gvmm.plugin section"),
         ("no_entry", "no code to go with it"),
-        ("other_api", "built for plugin API 9.1, this gvmm offers 0.1: update gvmm"),
+        ("other_api", "built for plugin API 9.1, this gvmm offers 0.2: update gvmm"),
         ("dies_when_loaded", "was killed by SIGABRT"),
     ] {
         found_out(&gvmm_built::bad_plugin(name), "", "loads", words);

@@ -74,7 +74,7 @@ fn other_versions_are_told_in_one_sentence() {
     let (code, text) = plugin_command(folder.path(), &["inspect", file.to_str().unwrap()]);
     assert_eq!(code, 1);
     assert!(text.contains("API         9.1, which this gvmm does not take: "), "{text}");
-    assert!(text.contains("it was built for plugin API 9.1, this gvmm offers 0.1: update gvmm"), "{text}");
+    assert!(text.contains("it was built for plugin API 9.1, this gvmm offers 0.2: update gvmm"), "{text}");
     let (code, text) = plugin_command(folder.path(), &["inspect", "nothing"]);
     assert_eq!(code, 2);
     assert!(text.starts_with("gvmm plugin: plugin nothing: nothing.so is in none of "), "{text}");

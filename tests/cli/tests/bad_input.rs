@@ -142,7 +142,7 @@ fn files_that_are_no_plugins_are_refused_in_one_sentence() {
         ("no_entry", "plugin DIR/plugins/no_entry.so: it has a descriptor, but no code to go with it"),
         (
             "other_api",
-            "plugin DIR/plugins/other_api.so: it was built for plugin API 9.1, this gvmm offers 0.1: update",
+            "plugin DIR/plugins/other_api.so: it was built for plugin API 9.1, this gvmm offers 0.2: update",
         ),
         ("panics_in_create", "device panics_in_create: panicked: no device today"),
         ("panics_in_access,at=layout", "device panics_in_access: panicked: told to panic in layout"),

@@ -170,8 +170,8 @@ fn run(arguments: &Arguments, level: u8, above: Option<&Supervised>) -> Result<(
     }
     let number = manifest.virtio_type.ok_or_else(|| {
         usage(format!(
-            "plugin {}: it makes a device with registers, and vhost-user is for virtio",
-            manifest.name
+            "plugin {}: it makes a device of kind {}, and vhost-user is for virtio: give it to gvmm",
+            manifest.name, manifest.kind
         ))
     })?;
     if arguments.print_capabilities {
@@ -240,7 +240,7 @@ fn make(
     let host = Arc::new(BackendHost::new(surroundings));
     match library.create(&wanted.values, host.clone()).map_err(failed)? {
         Instance::Virtio(device) => Ok((device, host, missing)),
-        Instance::Mmio(_) => {
+        Instance::Mmio(_) | Instance::Pci(_) => {
             Err(failed(format!("plugin {}: it made no virtio device", wanted.manifest.name)))
         }
     }

@@ -62,8 +62,10 @@ pub fn isolate(isolated: Isolated, host: Arc<dyn Host>) -> Result<Arc<dyn Virtio
 
 fn settings_for(isolated: &Isolated) -> Result<Settings, String> {
     let device_type = isolated.manifest.virtio_type.ok_or_else(|| {
-        "isolate: only virtio devices run in a process of their own, and this one has registers in gvmm's"
-            .to_owned()
+        format!(
+            "isolate: only virtio devices run in a process of their own, and this one is of kind {}: leave it out",
+            isolated.manifest.kind
+        )
     })?;
     Ok(Settings::of_plugin(device_type))
 }

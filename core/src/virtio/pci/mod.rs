@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use gvmm_plugin_api::mmio::{AccessError, Width};
 
 use super::function::{QueueRegisters, VirtioFunction};
-use crate::pci::function::PciDevice;
+use crate::pci::function::FunctionDevice;
 
 pub use interrupts::Interrupts;
 pub use spec::spec;
@@ -284,8 +284,8 @@ impl PciTransport {
     }
 }
 
-impl PciDevice for PciTransport {
-    fn read(&self, offset: u64, width: Width) -> Result<u64, AccessError> {
+impl FunctionDevice for PciTransport {
+    fn read(&self, _: usize, offset: u64, width: Width) -> Result<u64, AccessError> {
         if let Some(offset) = offset.checked_sub(self.config_at()) {
             let mut bytes = [0; 8];
             let known = self.function.read_config(offset, &mut bytes[..width.bytes()]);
@@ -299,7 +299,7 @@ impl PciDevice for PciTransport {
         }
     }
 
-    fn write(&self, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
+    fn write(&self, _: usize, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
         if let Some(offset) = offset.checked_sub(self.config_at()) {
             let known = self.function.write_config(offset, &value.to_le_bytes()[..width.bytes()]);
             return if known { Ok(()) } else { Err(AccessError::NoRegister) };

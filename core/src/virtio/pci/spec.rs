@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{COMMON_SIZE, Interrupts, PciTransport, place};
 use crate::hypervisor::InterruptLine;
+use crate::pci::bars::RegisterBar;
 use crate::pci::config::Identity;
 use crate::pci::function::{AccessWindow, Capability, FunctionSpec};
 use crate::virtio::VirtioFunction;
@@ -88,11 +89,12 @@ pub fn spec(
     FunctionSpec {
         id: function.id().to_owned(),
         identity: identity(traits.device_type),
-        registers: config_at + u64::from(traits.config_size),
+        bars: vec![RegisterBar { index: 0, registers: config_at + u64::from(traits.config_size) }],
+        shared_bar: Some(0),
         capabilities,
         access_window: Some(access_window),
         vectors: interrupts.vectors().to_vec(),
-        line,
+        line: Some(line),
         doorbells: doorbells.collect(),
         device: Arc::new(transport),
     }

@@ -34,11 +34,11 @@ fn bench() -> Bench {
 
 impl Bench {
     fn read(&self, offset: u64, width: Width) -> u64 {
-        self.transport.read(offset, width).unwrap()
+        self.transport.read(0, offset, width).unwrap()
     }
 
     fn write(&self, offset: u64, width: Width, value: u64) {
-        self.transport.write(offset, width, value).unwrap();
+        self.transport.write(0, offset, width, value).unwrap();
     }
 
     fn accept(&self, features: u64) {
@@ -172,16 +172,16 @@ fn a_kick_that_is_an_exit_reaches_its_queue() {
     assert!(bench.function.kicks()[0].read().is_err());
     assert_eq!(bench.function.kicks()[1].read().unwrap(), 1);
     bench.write(place::NOTIFY + 2 * place::NOTIFY_STRIDE, Width::Half, 2);
-    assert_eq!(bench.transport.read(place::NOTIFY, Width::Half), Err(AccessError::Direction));
+    assert_eq!(bench.transport.read(0, place::NOTIFY, Width::Half), Err(AccessError::Direction));
 }
 
 #[test]
 fn fields_take_their_own_width() {
     let bench = bench();
-    assert_eq!(bench.transport.read(reg::DEVICE_STATUS, Width::Word), Err(AccessError::Width));
-    assert_eq!(bench.transport.write(reg::QUEUE_SIZE, Width::Byte, 1), Err(AccessError::Width));
-    assert_eq!(bench.transport.write(reg::NUM_QUEUES, Width::Half, 1), Err(AccessError::Direction));
-    assert_eq!(bench.transport.read(reg::END, Width::Word), Err(AccessError::NoRegister));
+    assert_eq!(bench.transport.read(0, reg::DEVICE_STATUS, Width::Word), Err(AccessError::Width));
+    assert_eq!(bench.transport.write(0, reg::QUEUE_SIZE, Width::Byte, 1), Err(AccessError::Width));
+    assert_eq!(bench.transport.write(0, reg::NUM_QUEUES, Width::Half, 1), Err(AccessError::Direction));
+    assert_eq!(bench.transport.read(0, reg::END, Width::Word), Err(AccessError::NoRegister));
     bench.write(reg::QUEUE_DRIVER, Width::Word, 0x1000);
     bench.write(reg::QUEUE_DRIVER + 4, Width::Word, 2);
     assert_eq!(bench.read(reg::QUEUE_DRIVER, Width::Double), 0x2_0000_1000);
@@ -195,7 +195,7 @@ fn configuration_is_behind_the_notifications() {
     assert_eq!(config, 0x3000);
     bench.write(config + 8, Width::Word, 0x1122_3344);
     assert_eq!(bench.read(config + 8, Width::Half), 0x3344);
-    assert_eq!(bench.transport.write(config + 12, Width::Byte, 1), Err(AccessError::NoRegister));
+    assert_eq!(bench.transport.write(0, config + 12, Width::Byte, 1), Err(AccessError::NoRegister));
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn capabilities_name_the_places_of_the_structures() {
         spec.capabilities.iter().map(|c| (c.body[1], field(&c.body, 8), field(&c.body, 12))).collect();
     assert_eq!(places, [(1, 0, 0x3c), (2, 0x2000, 8), (3, 0x1000, 1), (4, 0x3000, 12), (5, 0, 0)]);
     assert_eq!(field(&spec.capabilities[1].body, 16), 4);
-    assert_eq!((spec.vectors.len(), spec.registers), (3, 0x300c));
+    assert_eq!((spec.vectors.len(), spec.bars[0].registers), (3, 0x300c));
     let doorbells: Vec<u64> = spec.doorbells.iter().map(|(offset, _)| *offset).collect();
     assert_eq!(doorbells, [0x2000, 0x2004]);
 }
@@ -229,8 +229,8 @@ proptest! {
             }
             // Whether an access is refused is the business of the tests above.
             let _ = match write {
-                true => bench.transport.write(offset, width, value),
-                false => bench.transport.read(offset, width).map(drop),
+                true => bench.transport.write(0, offset, width, value),
+                false => bench.transport.read(0, offset, width).map(drop),
             };
         }
     }

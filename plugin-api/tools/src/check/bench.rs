@@ -2,11 +2,9 @@
 
 use std::fs::File;
 use std::io::{PipeWriter, pipe};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use gvmm_plugin_api::host::Host;
-use gvmm_plugin_api::interrupt::{Event, Interrupt};
-use gvmm_plugin_api::mmio::MmioDevice;
 use gvmm_plugin_api::services::{Console, ConsoleSize, HostServices};
 
 /// Lines and failures that are kept.
@@ -80,14 +78,4 @@ impl Host for Recorder {
     fn log(&self, _level: u8, _target: &str, text: &str) {
         keep(&self.log, text);
     }
-}
-
-/// Gives a device with registers its interrupt lines; their other ends.
-pub(super) fn start(device: &Arc<dyn MmioDevice>) -> Result<Vec<Event>, String> {
-    let events = (0..device.layout().lines).map(|_| Event::new());
-    let events: Vec<Event> = events.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
-    let lines = events.iter().map(|event| event.try_clone().map(Interrupt::new));
-    let lines = lines.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
-    device.start(lines).map_err(|e| format!("the device does not start: {e}"))?;
-    Ok(events)
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use gvmm_plugin_api::host::{Instance, Library};
 
-use super::bench::{Recorder, start};
+use super::bench::Recorder;
+use super::registers_of::RegisterDevice;
 use super::report::Verdict;
 use super::subject::Subject;
 use super::work::Plug;
@@ -23,17 +24,15 @@ pub(super) fn creates(subject: &Subject) -> Result<Verdict, String> {
 pub(super) fn starts(subject: &Subject) -> Result<Verdict, String> {
     for _ in 0..2 {
         let made = subject.device()?;
-        match &made.device {
-            Instance::Mmio(device) => {
-                start(device)?;
-                device.reset();
-            }
-            Instance::Virtio(device) => {
-                let plug = Plug::new(device.clone());
-                plug.start_all()?;
-                plug.stop_all()?;
-                device.reset();
-            }
+        if let Some(device) = RegisterDevice::of(&made.device) {
+            device.start()?;
+            device.reset();
+        }
+        if let Instance::Virtio(device) = &made.device {
+            let plug = Plug::new(device.clone());
+            plug.start_all()?;
+            plug.stop_all()?;
+            device.reset();
         }
         drop(made.device);
         check_failures(&made.host)?;

@@ -11,7 +11,7 @@ use super::subject::Subject;
 const WIDTHS: [usize; 4] = [1, 2, 4, 8];
 
 pub(super) fn not_for_mmio() -> Verdict {
-    Verdict::Skip("a device with registers has no queues and no configuration space".to_owned())
+    Verdict::Skip("a device with registers has no queues and no virtio configuration".to_owned())
 }
 
 pub(super) fn config(subject: &Subject) -> Result<Verdict, String> {

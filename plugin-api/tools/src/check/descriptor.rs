@@ -34,6 +34,7 @@ pub(super) fn descriptor(subject: &Subject) -> Result<Verdict, String> {
 pub(super) fn shape(subject: &Subject) -> Result<Verdict, String> {
     match subject.device()?.device {
         Instance::Mmio(device) => check_layout(&device.layout())?,
+        Instance::Pci(device) => device.layout().check()?,
         Instance::Virtio(device) => check_traits(subject.library.manifest(), &device.traits())?,
     }
     Ok(Verdict::Pass)
@@ -144,7 +145,7 @@ fn check_traits(manifest: &Manifest, traits: &VirtioTraits) -> Result<(), String
 
 pub(super) fn node(subject: &Subject) -> Result<Verdict, String> {
     let Some((_, device)) = subject.mmio()? else {
-        return Ok(Verdict::Skip("the transport makes the nodes of virtio devices".to_owned()));
+        return Ok(Verdict::Skip("a device on virtio or PCI has no node of its own".to_owned()));
     };
     check_node(&device.node())?;
     Ok(Verdict::Pass)

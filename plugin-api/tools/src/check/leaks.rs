@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use gvmm_plugin_api::host::Instance;
 use gvmm_plugin_api::virtio::QueueState;
 
-use super::bench::start;
 use super::registers;
+use super::registers_of::RegisterDevice;
 use super::report::Verdict;
 use super::subject::Subject;
 use super::work::Plug;
@@ -103,23 +103,21 @@ fn settle(before: &Counts, limit: Duration) -> Result<(), String> {
 /// A device from its making to its end, with some work between.
 fn life(subject: &Subject) -> Result<(), String> {
     let made = subject.device()?;
-    match &made.device {
-        Instance::Mmio(device) => {
-            let _lines = start(device)?;
-            registers::some(device, subject.random().next());
-            device.reset();
-        }
-        Instance::Virtio(device) => {
-            let plug = Plug::new(device.clone());
-            let queues = plug.load(&mut subject.random());
-            plug.start_loaded(&queues, &vec![QueueState::default(); queues.len()])?;
-            std::thread::sleep(WORK);
-            // A device that gave up on the requests has no queue to stop.
-            for queue in &queues {
-                device.stop_queue(queue.index);
-            }
-            device.reset();
-        }
+    if let Some(device) = RegisterDevice::of(&made.device) {
+        let _started = device.start()?;
+        registers::some(&device, subject.random().next());
+        device.reset();
+        return Ok(());
     }
+    let Instance::Virtio(device) = &made.device else { return Ok(()) };
+    let plug = Plug::new(device.clone());
+    let queues = plug.load(&mut subject.random());
+    plug.start_loaded(&queues, &vec![QueueState::default(); queues.len()])?;
+    std::thread::sleep(WORK);
+    // A device that gave up on the requests has no queue to stop.
+    for queue in &queues {
+        device.stop_queue(queue.index);
+    }
+    device.reset();
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! `gvmm plugin check`: the conformance tests, each in a process of its own.
 //!
 //! - [`suite`]: the tests by name. [`subject`]: the plugin under test and the devices it makes.
-//! - [`bench`](mod@bench): a host, registers and queues for a device. [`work`]: requests that suit any device.
+//! - [`bench`](mod@bench): a host for a device. [`registers_of`]: its registers, whichever kind it is of. [`work`]: requests
+//!   that suit any device.
 //! - One file a test or a few that belong together; [`report`] writes down how they went.
 
 mod bench;
@@ -15,6 +16,7 @@ mod options;
 mod queues;
 mod random;
 mod registers;
+mod registers_of;
 mod report;
 mod requests;
 mod reset;

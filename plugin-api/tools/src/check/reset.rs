@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use gvmm_plugin_api::mmio::{MmioDevice, Width};
+use gvmm_plugin_api::mmio::{AccessError, Width};
 use gvmm_plugin_api::virtio::VirtioDevice;
 
-use super::bench::start;
 use super::config::read_all;
+use super::registers_of::{Area, RegisterDevice};
 use super::report::Verdict;
 use super::subject::Subject;
 use super::work::Plug;
@@ -28,8 +28,8 @@ pub(super) fn reset(subject: &Subject) -> Result<Verdict, String> {
 }
 
 fn attempt(subject: &Subject) -> Result<(), String> {
-    if let Some((host, device)) = subject.mmio()? {
-        let _lines = start(&device)?;
+    if let Some((host, device)) = subject.registers()? {
+        let _started = device.start()?;
         registers(subject, &device)?;
         return host.no_panic();
     }
@@ -44,20 +44,19 @@ fn attempt(subject: &Subject) -> Result<(), String> {
     host.no_panic()
 }
 
-fn registers(subject: &Subject, device: &Arc<dyn MmioDevice>) -> Result<(), String> {
+fn registers(subject: &Subject, device: &RegisterDevice) -> Result<(), String> {
     let first = snapshot(device);
     let mut random = subject.random();
-    for (window, offset) in places(device) {
-        let _ = device.write(window, offset, Width::Word, random.next() & 0xffff_ffff);
+    for (area, offset) in places(device) {
+        write(device, area, offset, random.next() as u32);
     }
     for times in ["", " twice"] {
         device.reset();
         let now = snapshot(device);
         let places = places(device).zip(first.iter().zip(&now));
-        if let Some(((window, offset), (was, is))) = places.into_iter().find(|(_, (was, is))| was != is) {
+        if let Some(((area, offset), (was, is))) = places.into_iter().find(|(_, (was, is))| was != is) {
             return Err(format!(
-                "after a reset{times} the register at offset {offset:#x} of window {window} is {is:#x}, at first it was \
-                 {was:#x}"
+                "after a reset{times} the register at offset {offset:#x} of {area} is {is:#x}, at first it was {was:#x}"
             ));
         }
     }
@@ -65,14 +64,33 @@ fn registers(subject: &Subject, device: &Arc<dyn MmioDevice>) -> Result<(), Stri
 }
 
 /// Where registers are looked for.
-fn places(device: &Arc<dyn MmioDevice>) -> impl Iterator<Item = (u32, u64)> + use<> {
-    let windows = (0..).zip(device.layout().windows);
-    windows
-        .flat_map(|(window, size)| (0..(size & !3).min(REACH)).step_by(4).map(move |offset| (window, offset)))
+fn places(device: &RegisterDevice) -> impl Iterator<Item = (Area, u64)> + use<> {
+    let of = |area: Area| (0..(area.size & !3).min(REACH)).step_by(4).map(move |offset| (area, offset));
+    device.areas().into_iter().flat_map(of)
 }
 
-fn snapshot(device: &Arc<dyn MmioDevice>) -> Vec<u64> {
-    places(device).map(|(window, offset)| device.read(window, offset, Width::Word).unwrap_or(0)).collect()
+fn snapshot(device: &RegisterDevice) -> Vec<u64> {
+    places(device).map(|(area, offset)| read(device, area, offset)).collect()
+}
+
+/// A word, or four bytes where the device takes no words.
+fn read(device: &RegisterDevice, area: Area, offset: u64) -> u64 {
+    match device.read(area, offset, Width::Word) {
+        Err(AccessError::Width) => {
+            let byte = |at| device.read(area, offset + at, Width::Byte).unwrap_or(0);
+            (0..4).fold(0, |word, at| word | byte(at) << (8 * at))
+        }
+        read => read.unwrap_or(0),
+    }
+}
+
+fn write(device: &RegisterDevice, area: Area, offset: u64, value: u32) {
+    // Whether a write is refused is the business of other tests.
+    if device.write(area, offset, Width::Word, value.into()) == Err(AccessError::Width) {
+        for (at, byte) in (0..).zip(value.to_le_bytes()) {
+            let _ = device.write(area, offset + at, Width::Byte, byte.into());
+        }
+    }
 }
 
 fn configuration(subject: &Subject, device: &Arc<dyn VirtioDevice>) -> Result<(), String> {

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use super::bench::Recorder;
 use super::random::Random;
+use super::registers_of::RegisterDevice;
 
 /// Size of a file that is made for an option.
 const FILE_SIZE: u64 = 1 << 20;
@@ -33,7 +34,7 @@ pub(super) struct Subject {
     seed: u64,
 }
 
-/// A device of a kind with its host, unless it is of the other kind.
+/// A device of a kind with its host, unless it is of another kind.
 type Found<D> = Result<Option<(Arc<Recorder>, Arc<D>)>, String>;
 
 /// A device with the host that listens to it.
@@ -107,8 +108,14 @@ impl Subject {
         let made = self.device()?;
         Ok(match made.device {
             Instance::Mmio(device) => Some((made.host, device)),
-            Instance::Virtio(_) => None,
+            Instance::Virtio(_) | Instance::Pci(_) => None,
         })
+    }
+
+    /// Makes a device and takes it for one with registers of its own, of whichever kind; `None` if it has none.
+    pub(super) fn registers(&self) -> Result<Option<(Arc<Recorder>, RegisterDevice)>, String> {
+        let made = self.device()?;
+        Ok(RegisterDevice::of(&made.device).map(|device| (made.host, device)))
     }
 
     /// Makes a device and takes it for a virtio device; `None` if it is none.
@@ -116,7 +123,7 @@ impl Subject {
         let made = self.device()?;
         Ok(match made.device {
             Instance::Virtio(device) => Some((made.host, device)),
-            Instance::Mmio(_) => None,
+            Instance::Mmio(_) | Instance::Pci(_) => None,
         })
     }
 }

@@ -39,7 +39,7 @@ pub(super) static TESTS: &[Test] = &[
     },
     test("node", "the device-tree node has what is the device's to say, and no more", descriptor::node),
     test("options", "options that make no sense are refused by name", options::options),
-    test("registers", "every offset of every window takes every width", registers::registers),
+    test("registers", "every offset of every window or BAR takes every width", registers::registers),
     test("parallel", "several vCPUs may access registers at once", registers::parallel),
     test("config", "every part of configuration space can be read and written", config::config),
     test("reset", "a reset leads back to the first state, twice as well as once", reset::reset),
