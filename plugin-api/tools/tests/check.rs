@@ -149,6 +149,24 @@ fn bad_registers_are_found_out() {
 }
 
 #[test]
+fn bad_functions_are_found_out() {
+    let file = gvmm_built::bad_plugin("bad_function");
+    let members = [
+        ("odd-bar", "shape", "BAR 4 of 0x18 bytes: sizes are powers of two from 16 on"),
+        ("start-fails", "starts", "told to fail"),
+        ("wide-value", "registers", "at offset 0x8 of BAR 4 gives 0x123456789, which is wider"),
+        ("panics-in-write", "registers", "told to panic in write"),
+        ("keeps-state", "reset", "after a reset the register at offset 0x8 of BAR 4 is"),
+    ];
+    in_parallel(members, |(how, test, words)| {
+        found_out(&file, &format!(",how={how}"), test, words);
+    });
+    let good = check(&file, "", &[]);
+    assert_eq!(good.with("fail"), [""; 0], "{:#}", good.report);
+    assert_eq!(good.with("skip"), ["node", "config", "queues", "requests", "handover", "hostile", "vhost-user"]);
+}
+
+#[test]
 fn a_test_that_does_not_end_is_ended() {
     let file = gvmm_built::bad_plugin("bad_registers");
     let checked = check(&file, ",how=hangs", &["--filter", "registers", "--timeout", "3"]);

@@ -25,6 +25,7 @@ fn plugins_are_listed_with_what_is_wrong_with_them() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(gvmm_built::plugin("pl031"), folder.path().join("pl031.so")).unwrap();
     std::fs::copy(gvmm_built::bad_plugin("dies_when_loaded"), folder.path().join("dies.so")).unwrap();
+    std::fs::copy(gvmm_built::bad_plugin("bad_function"), folder.path().join("card.so")).unwrap();
     std::fs::write(folder.path().join("text.so"), "no plugin").unwrap();
     let (code, list) = json(folder.path(), &["list", "--json"]);
     assert_eq!(code, 0);
@@ -34,6 +35,12 @@ fn plugins_are_listed_with_what_is_wrong_with_them() {
     assert!(of_name("text")["refused"].as_str().unwrap().contains("not an ELF shared library"));
     let (_, text) = plugin_command(folder.path(), &["list"]);
     assert!(text.contains("pl031  mmio    0.1.0    Arm PL031 real-time clock"), "{text}");
+    assert!(text.contains("card   pci     0.1.0    Does one thing wrong on PCI"), "{text}");
+    let (_, text) = plugin_command(folder.path(), &["inspect", "card"]);
+    for line in ["kind        pci\n", "API         0.2, which this gvmm (0.2) takes\n"] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+    let (_, text) = plugin_command(folder.path(), &["list"]);
     assert!(text.contains("text   cannot be used: plugin "), "{text}");
 }
 

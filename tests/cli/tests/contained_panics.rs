@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use gvmm_plugin_api::host::{Instance, Library};
+use gvmm_plugin_api::interrupt::{Event, Interrupt};
 use gvmm_plugin_api::mmio::{AccessError, Width};
+use gvmm_plugin_api::pci::Interrupts;
 use gvmm_plugin_api::testing::FakeHost;
 
 fn device(at: &str) -> (Arc<FakeHost>, Instance) {
@@ -31,6 +33,41 @@ fn a_panic_in_an_access_fails_the_device_once() {
         log[0].1.ends_with("told to panic in read"),
         "the panic's own words reach the host's log: {log:?}"
     );
+}
+
+#[test]
+fn a_panic_in_an_access_to_a_bar_fails_the_device_once() {
+    let library = Library::load(&gvmm_built::bad_plugin("bad_function"), 5).unwrap();
+    let host = Arc::new(FakeHost::default());
+    let values = library.manifest().check([("how", "panics-in-write")]).unwrap();
+    let Instance::Pci(device) = library.create(&values, host.clone()).unwrap() else { panic!("a PCI device") };
+    assert_eq!(device.read(4, 8, Width::Word), Ok(0));
+    for _ in 0..3 {
+        assert_eq!(device.write(4, 8, Width::Word, 1), Err(AccessError::Failed));
+    }
+    assert_eq!(device.read(4, 8, Width::Word), Err(AccessError::Failed));
+    assert_eq!(host.failures(), ["panicked in a write of register 0x8 of BAR 4"]);
+}
+
+#[test]
+fn interrupts_of_a_loaded_pci_device_follow_the_machines_switch() {
+    let library = Library::load(&gvmm_built::bad_plugin("bad_function"), 5).unwrap();
+    let values = library.manifest().check([]).unwrap();
+    let device = library.create(&values, Arc::new(FakeHost::default())).unwrap();
+    let Instance::Pci(device) = device else { panic!("a PCI device") };
+    let events: Vec<Event> = (0..3).map(|_| Event::new().unwrap()).collect();
+    let interrupt = |at: usize| Interrupt::new(events[at].try_clone().unwrap());
+    let (interrupts, messages) = Interrupts::new(Some(interrupt(0)), vec![interrupt(1), interrupt(2)]);
+    device.start(interrupts).unwrap();
+    let raised = || {
+        device.write(4, 8, Width::Word, 7).unwrap();
+        [0, 1, 2].map(|at| events[at].take())
+    };
+    assert_eq!(raised(), [true, false, false]);
+    messages.set(true);
+    assert_eq!(raised(), [false, false, true]);
+    messages.set(false);
+    assert_eq!(raised(), [true, false, false]);
 }
 
 #[test]
