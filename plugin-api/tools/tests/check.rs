@@ -163,7 +163,10 @@ fn bad_functions_are_found_out() {
     });
     let good = check(&file, "", &[]);
     assert_eq!(good.with("fail"), [""; 0], "{:#}", good.report);
-    assert_eq!(good.with("skip"), ["node", "config", "queues", "requests", "handover", "hostile", "vhost-user"]);
+    assert_eq!(
+        good.with("skip"),
+        ["node", "config", "queues", "requests", "handover", "hostile", "vhost-user"]
+    );
 }
 
 #[test]

@@ -34,7 +34,12 @@ impl Bad {
 impl PciDevice for Bad {
     fn layout(&self) -> PciLayout {
         let odd = Bar { index: 4, size: if self.is("odd-bar") { 24 } else { 32 } };
-        PciLayout { bars: vec![Bar { index: 2, size: 16 }, odd], vectors: 2, line: true, ..PciLayout::default() }
+        PciLayout {
+            bars: vec![Bar { index: 2, size: 16 }, odd],
+            vectors: 2,
+            line: true,
+            ..PciLayout::default()
+        }
     }
 
     fn start(&self, interrupts: Interrupts) -> Result<(), String> {

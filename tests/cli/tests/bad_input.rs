@@ -103,6 +103,43 @@ fn devices_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn devices_that_have_no_choice_of_place_are_given_none() {
+    let bench = Bench::new();
+    bench.install("pci_serial", &gvmm_built::plugin("pci_serial"));
+    let answer = bench.prepare("--kernel Image --device pci_serial,console=null");
+    assert_eq!((answer.code, answer.err.as_str()), (0, ""));
+    fs::remove_file(bench.path("tree.dtb")).unwrap();
+    for (device, kind) in [("pci_serial", "pci"), ("pl031", "mmio")] {
+        for (option, text) in [
+            (
+                "transport=mmio",
+                "option 'transport' is for virtio devices, and this one is of kind KIND: leave it out",
+            ),
+            (
+                "isolate=on",
+                "isolate: only virtio devices run in a process of their own, and this one is of kind KIND: leave it out",
+            ),
+        ] {
+            let text = format!("device {device}: {}", text.replace("KIND", kind));
+            refused(&bench, &format!("--kernel Image --device {device},{option}"), &text);
+        }
+    }
+}
+
+#[test]
+fn functions_that_cannot_be_are_refused() {
+    let bench = Bench::new();
+    bench.install("bad_function", &gvmm_built::bad_plugin("bad_function"));
+    for (how, text) in [
+        ("odd-bar", "BAR 4 of 0x18 bytes: sizes are powers of two from 16 on"),
+        ("start-fails", "told to fail"),
+    ] {
+        let text = format!("device bad_function: {text}");
+        refused(&bench, &format!("--kernel Image --device bad_function,how={how}"), &text);
+    }
+}
+
+#[test]
 fn disks_that_cannot_be_are_refused_and_odd_ones_explained() {
     let bench = Bench::new();
     fs::write(bench.path("empty"), "").unwrap();

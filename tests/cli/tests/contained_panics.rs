@@ -40,7 +40,9 @@ fn a_panic_in_an_access_to_a_bar_fails_the_device_once() {
     let library = Library::load(&gvmm_built::bad_plugin("bad_function"), 5).unwrap();
     let host = Arc::new(FakeHost::default());
     let values = library.manifest().check([("how", "panics-in-write")]).unwrap();
-    let Instance::Pci(device) = library.create(&values, host.clone()).unwrap() else { panic!("a PCI device") };
+    let Instance::Pci(device) = library.create(&values, host.clone()).unwrap() else {
+        panic!("a PCI device")
+    };
     assert_eq!(device.read(4, 8, Width::Word), Ok(0));
     for _ in 0..3 {
         assert_eq!(device.write(4, 8, Width::Word, 1), Err(AccessError::Failed));
