@@ -1,6 +1,6 @@
-//! Plugins that were built when plugin API 0.1 was published are taken by today's host, and do what they did.
+//! Plugins that were built when a plugin API was published are taken by today's host, and do what they did.
 //!
-//! `frozen/0.1` has the types that such a plugin has inside. Nothing of it is ever changed: if this test fails, the
+//! `frozen/0.1` and `frozen/0.2` have the types that such a plugin has inside. Nothing of it is ever changed: if this test fails, the
 //! change that made it fail is wrong.
 #![allow(clippy::unwrap_used, reason = "a failed expectation fails the test")]
 
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use gvmm_plugin_api::host::{Instance, Library};
 use gvmm_plugin_api::interrupt::{Event, Interrupt};
 use gvmm_plugin_api::mmio::{AccessError, Width};
+use gvmm_plugin_api::pci::{Bar, Capability, Identity, Interrupts, PciLayout};
 use gvmm_plugin_api::testing::{FakeHost, FakeMemory, QueueDriver};
 use gvmm_plugin_api::virtio::QueueState;
 
@@ -19,16 +20,21 @@ const PROMISE: &str = "\
 the promise of docs/plugins/abi.md is broken, \"A plugin built for API 0.1 is loaded by every gvmm that offers 0.x\". Types \
 that were published do not change: undo that, and put what is new into an extension of its own";
 
+/// The examples of each version.
+const EXAMPLES: [(&str, &[&str]); 2] = [("0.1", &["registers", "queues"]), ("0.2", &["function"])];
+
 /// Builds a plugin as it was built then; with the versions that are here already, since nothing is fetched.
 fn frozen(name: &str) -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (version, examples) = EXAMPLES.iter().find(|(_, examples)| examples.contains(&name)).unwrap();
     // Cargo writes its lock file beside the manifest.
-    let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("frozen-0.1-{name}"));
+    let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("frozen-{version}-{name}"));
     for folder in ["src", "examples"] {
         fs::create_dir_all(copy.join(folder)).unwrap();
     }
-    for file in ["Cargo.toml", "src/lib.rs", "examples/registers.rs", "examples/queues.rs"] {
-        fs::copy(here.join("frozen/0.1").join(file), copy.join(file)).unwrap();
+    let examples = examples.iter().map(|name| format!("examples/{name}.rs"));
+    for file in examples.chain(["Cargo.toml", "src/lib.rs"].map(str::to_owned)) {
+        fs::copy(here.join("frozen").join(version).join(&file), copy.join(&file)).unwrap();
     }
     fs::copy(here.join("../Cargo.lock"), copy.join("Cargo.lock")).unwrap();
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
@@ -85,6 +91,33 @@ fn queues_of_api_0_1_are_taken() {
     device.write_config(1, b"ab");
     device.read_config(0, &mut told[..4]);
     assert_eq!(told[1..3], *b"ab", "{PROMISE}");
+}
+
+#[test]
+fn functions_of_api_0_2_are_taken() {
+    let (host, Instance::Pci(device)) = device("function") else { panic!("{PROMISE}: no PCI device") };
+    let told = device.layout();
+    let identity =
+        Identity { vendor: 1, device: 2, subsystem_vendor: 3, subsystem: 4, class: 0x05_0607, revision: 8 };
+    let capabilities = vec![Capability { id: 9, body: vec![4, 5], writable: vec![0, 1] }];
+    let bars = vec![Bar { index: 1, size: 0x1000 }, Bar { index: 2, size: 16 }];
+    assert_eq!(told, PciLayout { identity, bars, capabilities, vectors: 2, line: true }, "{PROMISE}");
+    let events: Vec<Event> = (0..3).map(|_| Event::new().unwrap()).collect();
+    let interrupt = |at: usize| Interrupt::new(events[at].try_clone().unwrap());
+    let (interrupts, messages) = Interrupts::new(Some(interrupt(0)), vec![interrupt(1), interrupt(2)]);
+    device.start(interrupts).unwrap_or_else(|error| panic!("{PROMISE}: {error}"));
+    assert_eq!(device.read(2, 8, Width::Word), Ok(7), "{PROMISE}");
+    for (on, raised) in [(false, [true, false, false]), (true, [false, false, true])] {
+        messages.set(on);
+        device.write(2, 8, Width::Word, 0x1234_5678).unwrap();
+        assert_eq!([0, 1, 2].map(|at| events[at].take()), raised, "{PROMISE}");
+    }
+    assert_eq!(device.read(2, 8, Width::Word), Ok(0x1234_5678), "{PROMISE}");
+    assert_eq!(device.read(2, 8, Width::Half), Err(AccessError::Width), "{PROMISE}");
+    assert_eq!(device.read(1, 8, Width::Word), Err(AccessError::NoRegister), "{PROMISE}");
+    assert_eq!(host.log_lines().len(), 2, "{PROMISE}");
+    device.reset();
+    assert_eq!(device.read(2, 8, Width::Word), Ok(0), "{PROMISE}");
 }
 
 #[test]
