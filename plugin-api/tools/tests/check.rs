@@ -155,7 +155,7 @@ fn bad_functions_are_found_out() {
         ("odd-bar", "shape", "BAR 4 of 0x18 bytes: sizes are powers of two from 16 on"),
         ("start-fails", "starts", "told to fail"),
         ("wide-value", "registers", "at offset 0x8 of BAR 4 gives 0x123456789, which is wider"),
-        ("panics-in-write", "registers", "told to panic in write"),
+        ("panics-unaligned", "registers", "not aligned"),
         ("keeps-state", "reset", "after a reset the register at offset 0x8 of BAR 4 is"),
     ];
     in_parallel(members, |(how, test, words)| {

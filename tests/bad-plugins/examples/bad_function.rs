@@ -14,7 +14,7 @@ options! {
     pub struct Options {
         /// The one thing.
         pub how: String = with_default("how", "nothing", OptionKind::Choice(&[
-            "nothing", "odd-bar", "start-fails", "wide-value", "panics-in-write", "keeps-state",
+            "nothing", "odd-bar", "start-fails", "wide-value", "panics-unaligned", "keeps-state",
         ])),
     }
 }
@@ -57,8 +57,9 @@ impl PciDevice for Bad {
         }
     }
 
-    fn write(&self, bar: u8, offset: u64, _: Width, value: u64) -> Result<(), AccessError> {
-        assert!(!self.is("panics-in-write"), "told to panic in write");
+    fn write(&self, bar: u8, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
+        let aligned = offset.is_multiple_of(width.bytes() as u64);
+        assert!(aligned || !self.is("panics-unaligned"), "not aligned");
         if (bar, offset) != (4, 8) {
             return Err(AccessError::NoRegister);
         }

@@ -39,16 +39,16 @@ fn a_panic_in_an_access_fails_the_device_once() {
 fn a_panic_in_an_access_to_a_bar_fails_the_device_once() {
     let library = Library::load(&gvmm_built::bad_plugin("bad_function"), 5).unwrap();
     let host = Arc::new(FakeHost::default());
-    let values = library.manifest().check([("how", "panics-in-write")]).unwrap();
+    let values = library.manifest().check([("how", "panics-unaligned")]).unwrap();
     let Instance::Pci(device) = library.create(&values, host.clone()).unwrap() else {
         panic!("a PCI device")
     };
     assert_eq!(device.read(4, 8, Width::Word), Ok(0));
     for _ in 0..3 {
-        assert_eq!(device.write(4, 8, Width::Word, 1), Err(AccessError::Failed));
+        assert_eq!(device.write(4, 9, Width::Word, 1), Err(AccessError::Failed));
     }
     assert_eq!(device.read(4, 8, Width::Word), Err(AccessError::Failed));
-    assert_eq!(host.failures(), ["panicked in a write of register 0x8 of BAR 4"]);
+    assert_eq!(host.failures(), ["panicked in a write of register 0x9 of BAR 4"]);
 }
 
 #[test]
