@@ -5,9 +5,9 @@ use std::sync::Arc;
 use abi_stable::std_types::{RBox, ROption, RResult, RStr, RString, RVec, Tuple2};
 
 use crate::abi::device::{RawDevice, RawDevice_TO, RawDeviceBox};
-use crate::abi::extension::{Extension, MMIO, PANIC, PCI, VIRTIO};
+use crate::abi::extension::{Extension, MMIO, NODES, PANIC, PCI, VIRTIO};
 use crate::abi::host::{HostProxy, RawHostArc};
-use crate::abi::{contain, mmio, pci, virtio};
+use crate::abi::{contain, mmio, nodes, pci, virtio};
 use crate::log::Scope;
 use crate::mmio::MmioDevice;
 use crate::options::{OptionSet, Values};
@@ -126,6 +126,7 @@ impl RawDevice for Export {
     fn extension(&self, id: RStr<'_>) -> ROption<Extension> {
         match (&self.device, id.as_str()) {
             (Some(Device::Mmio(device)), MMIO) => mmio::export(device.clone(), self.scope),
+            (Some(Device::Mmio(device)), NODES) => nodes::export(device.clone(), self.scope),
             (Some(Device::Virtio(device)), VIRTIO) => virtio::export(device.clone(), self.scope),
             (Some(Device::Pci(device)), PCI) => pci::export(device.clone(), self.scope),
             (_, PANIC) => {

@@ -1,6 +1,6 @@
 //! MMIO devices: registers in the trap window.
 
-use crate::fdt::FdtNode;
+use crate::fdt::{ExtraNode, FdtNode};
 use crate::interrupt::Interrupt;
 use crate::metrics::Metric;
 
@@ -67,8 +67,8 @@ pub enum AccessError {
 
 /// A device with registers.
 ///
-/// Thread contract: `layout`, `node` and `start` are called once each, in this order, by the thread that assembles
-/// the machine. `read` and `write` come from the vCPU threads, any number at once; they must not block. `reset` comes
+/// Thread contract: `layout`, `node`, `nodes_below`, `nodes_beside` and `start` are called once each, in this order, by
+/// the thread that assembles the machine. `read` and `write` come from the vCPU threads, any number at once; they must not block. `reset` comes
 /// while no vCPU runs. `metrics` may come at any time.
 pub trait MmioDevice: Send + Sync {
     /// Windows and lines that the device needs.
@@ -76,6 +76,22 @@ pub trait MmioDevice: Send + Sync {
 
     /// The device-tree node, without `reg` and `interrupts`, which the machine adds.
     fn node(&self) -> FdtNode;
+
+    /// Nodes below the device's own, for what is on the device's own bus: `reg` in them is an address there, and the
+    /// device's node has `#address-cells` and `#size-cells` to say of how many cells.
+    ///
+    /// A gvmm older than this method asks for none; the device does without.
+    fn nodes_below(&self) -> Vec<ExtraNode> {
+        Vec::new()
+    }
+
+    /// Nodes under the root, for what uses the device, such as `gpio-keys` at a GPIO controller. The machine appends the
+    /// device's address to their names, so that two of these devices do not meet.
+    ///
+    /// A gvmm older than this method asks for none; the device does without.
+    fn nodes_beside(&self) -> Vec<ExtraNode> {
+        Vec::new()
+    }
 
     /// Hands over the interrupt lines, as many as the layout asked for. Called once, before the guest starts.
     fn start(&self, lines: Vec<Interrupt>) -> Result<(), String>;

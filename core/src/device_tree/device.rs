@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gvmm_plugin_api::fdt::{FdtNode, FdtValue};
+use gvmm_plugin_api::fdt::{ExtraNode, FdtNode, FdtValue};
 use vm_fdt::FdtWriter;
 
 use super::Error;
+use super::extra::{self, ExtraWriter};
 use super::platform::{EDGE_RISING, FIRST_FREE_PHANDLE, GIC_SPI};
 
 /// A device-tree node with its place in the machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct PlacedNode {
     /// The node as the device describes it.
     pub node: FdtNode,
@@ -17,10 +18,14 @@ pub struct PlacedNode {
     pub windows: Vec<(u64, u64)>,
     /// Interrupt lines.
     pub spis: Vec<u32>,
+    /// Further nodes of the device, below its own.
+    pub below: Vec<ExtraNode>,
+    /// Further nodes of the device, under the root.
+    pub beside: Vec<ExtraNode>,
 }
 
 /// Properties that say where a device is, which the machine knows and no device may claim.
-const OF_THE_MACHINE: [&str; 8] = [
+pub(super) const OF_THE_MACHINE: [&str; 8] = [
     "compatible",
     "reg",
     "interrupts",
@@ -43,6 +48,7 @@ pub(super) fn name(placed: &PlacedNode) -> String {
 /// devices that access memory, if that is not all of it.
 pub(super) fn write_all(nodes: &[PlacedNode], pool: Option<u32>, fdt: &mut FdtWriter) -> Result<(), Error> {
     let clocks = write_clocks(nodes, fdt)?;
+    let mut phandles = (FIRST_FREE_PHANDLE..).skip(clocks.len());
     let mut names = BTreeSet::new();
     for placed in nodes {
         let name = name(placed);
@@ -50,14 +56,27 @@ pub(super) fn write_all(nodes: &[PlacedNode], pool: Option<u32>, fdt: &mut FdtWr
         if !names.insert(name.clone()) {
             return Err(failed("another device has a node of this name".to_owned()));
         }
-        write_one(placed, &name, &clocks, pool, fdt).map_err(failed)?;
+        let phandle = if extra::refer_to_device(placed) { phandles.next() } else { None };
+        let phandles = Phandles { clocks: &clocks, pool, device: phandle };
+        write_one(placed, &name, &phandles, fdt).map_err(failed)?;
     }
     Ok(())
 }
 
+/// What the nodes of a device may refer to.
+pub(super) struct Phandles<'a> {
+    /// Clocks by frequency.
+    pub(super) clocks: &'a BTreeMap<u32, u32>,
+    /// The memory for buffers, if that is not all of it.
+    pool: Option<u32>,
+    /// The device's own node, if any of its nodes refers to that.
+    pub(super) device: Option<u32>,
+}
+
 /// One fixed clock for each frequency; their phandles by frequency.
 fn write_clocks(nodes: &[PlacedNode], fdt: &mut FdtWriter) -> Result<BTreeMap<u32, u32>, Error> {
-    let values = nodes.iter().flat_map(|placed| &placed.node.properties).map(|(_, value)| value);
+    let own = nodes.iter().flat_map(|placed| &placed.node.properties);
+    let values = own.chain(nodes.iter().flat_map(extra::properties)).map(|(_, value)| value);
     let frequencies: BTreeSet<u32> = values
         .filter_map(
             |value| if let FdtValue::FixedClocks(frequencies) = value { Some(frequencies) } else { None },
@@ -80,8 +99,7 @@ fn write_clocks(nodes: &[PlacedNode], fdt: &mut FdtWriter) -> Result<BTreeMap<u3
 fn write_one(
     placed: &PlacedNode,
     name: &str,
-    clocks: &BTreeMap<u32, u32>,
-    pool: Option<u32>,
+    phandles: &Phandles<'_>,
     fdt: &mut FdtWriter,
 ) -> Result<(), String> {
     let text = |error: vm_fdt::Error| error.to_string();
@@ -103,13 +121,19 @@ fn write_one(
         if !written.insert(property) {
             return Err(format!("the property '{property}' is there twice"));
         }
-        write_property(property, value, clocks, fdt)
+        write_property(property, value, phandles.clocks, fdt)
             .map_err(|error| format!("property '{property}': {error}"))?;
     }
-    if let Some(pool) = pool.filter(|_| accesses_memory(placed)) {
+    if let Some(pool) = phandles.pool.filter(|_| accesses_memory(placed)) {
         fdt.property_u32("memory-region", pool).map_err(text)?;
     }
-    fdt.end_node(node).map_err(text)
+    if let Some(phandle) = phandles.device {
+        fdt.property_phandle(phandle).map_err(text)?;
+    }
+    let mut extra = ExtraWriter { phandles, fdt };
+    extra.write_below(&placed.below)?;
+    extra.fdt.end_node(node).map_err(text)?;
+    extra.write_beside(placed)
 }
 
 /// A device that reads and writes guest memory by itself says how that goes with the caches.
@@ -117,7 +141,7 @@ fn accesses_memory(placed: &PlacedNode) -> bool {
     placed.node.properties.iter().any(|(name, _)| name == "dma-coherent")
 }
 
-fn write_property(
+pub(super) fn write_property(
     name: &str,
     value: &FdtValue,
     clocks: &BTreeMap<u32, u32>,

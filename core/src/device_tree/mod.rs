@@ -5,6 +5,7 @@
 //! counts of the root's first child for all of the root's children.
 
 mod device;
+mod extra;
 mod pci;
 mod platform;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Trees of small machines, read back.
 
-use gvmm_plugin_api::fdt::{FdtNode, FdtValue};
+use gvmm_plugin_api::fdt::{ExtraNode, FdtNode, FdtValue};
 
 use super::reader::Node;
 use super::*;
@@ -64,12 +64,12 @@ fn console() -> PlacedNode {
         .with("clocks", FdtValue::FixedClocks(vec![24_000_000, 24_000_000]))
         .with("clock-names", FdtValue::Strings(vec!["uartclk".to_owned(), "apb_pclk".to_owned()]))
         .as_console();
-    PlacedNode { node, windows: vec![(0x900_0000, 0x1000)], spis: vec![1] }
+    PlacedNode { node, windows: vec![(0x900_0000, 0x1000)], spis: vec![1], ..PlacedNode::default() }
 }
 
 fn disk() -> PlacedNode {
     let node = FdtNode::new("virtio_mmio", &["virtio,mmio"]).with("dma-coherent", FdtValue::Empty);
-    PlacedNode { node, windows: vec![(0x900_1000, 0x1000)], spis: vec![2] }
+    PlacedNode { node, windows: vec![(0x900_1000, 0x1000)], spis: vec![2], ..PlacedNode::default() }
 }
 
 fn with_property(name: &str, value: FdtValue) -> PlacedNode {
@@ -231,7 +231,7 @@ fn writes_every_kind_of_property() {
         .with("cells", FdtValue::U32s(vec![1, 2]))
         .with("longs", FdtValue::U64s(vec![3]))
         .with("bytes", FdtValue::Bytes(vec![9, 8, 7]));
-    let nodes = vec![PlacedNode { node, windows: Vec::new(), spis: Vec::new() }];
+    let nodes = vec![PlacedNode { node, ..PlacedNode::default() }];
     let tree = Bench { nodes, ..Bench::default() }.tree();
     let thing = tree.at("/thing");
     assert!(thing.bytes("empty").is_empty());
@@ -283,6 +283,94 @@ fn rejects_nodes_that_claim_what_is_the_machines() {
     let mut unnamed = console();
     unnamed.node.name = "a/b".to_owned();
     assert!(Bench { nodes: vec![unnamed], ..Bench::default() }.error().contains("'a/b@9000000'"));
+}
+
+/// A controller with nodes of its own, before a plain device.
+fn with_extra(below: Vec<ExtraNode>, beside: Vec<ExtraNode>) -> Bench {
+    let node = FdtNode::new("gpio", &["test,gpio"]);
+    let place = (vec![(0x900_0000, 0x1000)], vec![1]);
+    let controller = PlacedNode { node, windows: place.0, spis: place.1, below, beside };
+    Bench { nodes: vec![controller, disk()], ..Bench::default() }
+}
+
+fn extra(name: &str) -> ExtraNode {
+    ExtraNode::new(name, &["test,extra"])
+}
+
+#[test]
+fn gives_a_device_nodes_that_refer_to_its_own() {
+    let key = ExtraNode::new("power", &[])
+        .with("linux,code", FdtValue::U32s(vec![116]))
+        .with_device("gpios", &[&[3, 0], &[4, 1]]);
+    let keys = extra("keys").with("clocks", FdtValue::FixedClocks(vec![5])).with_child(key);
+    let sensor = extra("sensor@48")
+        .with("reg", FdtValue::U32s(vec![0x48]))
+        .with_device("interrupt-parent", &[&[]])
+        .with_device("interrupts-extended", &[&[2, 1]]);
+    let tree = with_extra(vec![sensor], vec![keys]).tree();
+    let device = tree.at("/gpio@9000000").cells("phandle")[0];
+    let keys = tree.at("/keys-9000000");
+    assert_eq!(keys.text("compatible"), "test,extra");
+    assert_eq!(keys.bytes("clocks"), tree.at("/clock-5").bytes("phandle"));
+    let power = tree.at("/keys-9000000/power");
+    assert!(!power.properties.contains_key("compatible"));
+    assert_eq!(power.cells("linux,code"), [116]);
+    assert_eq!(power.cells("gpios"), [device, 3, 0, device, 4, 1]);
+    let sensor = tree.at("/gpio@9000000/sensor@48");
+    assert_eq!((sensor.cells("reg"), sensor.cells("interrupt-parent")), (vec![0x48], vec![device]));
+    assert_eq!(sensor.cells("interrupts-extended"), [device, 2, 1]);
+    assert!(!tree.at("/virtio_mmio@9001000").properties.contains_key("phandle"));
+}
+
+#[test]
+fn gives_each_device_that_is_referred_to_a_phandle_of_its_own() {
+    let uses = || vec![extra("user").with_device("at", &[&[]])];
+    let mut bench = with_extra(Vec::new(), uses());
+    bench.nodes[1].beside = uses();
+    let tree = bench.tree();
+    let at = |base: &str| tree.at(&format!("/user-{base}")).cells("at");
+    assert_ne!(at("9000000"), at("9001000"));
+    assert_eq!(at("9001000"), tree.at("/virtio_mmio@9001000").cells("phandle"));
+}
+
+#[test]
+fn rejects_extra_nodes_that_claim_what_is_the_machines() {
+    let beside = |node| with_extra(Vec::new(), vec![node]).error();
+    let reg = FdtValue::U64s(vec![0, 1]);
+    assert_eq!(
+        beside(extra("keys").with("reg", reg.clone())),
+        "the device-tree node 'gpio@9000000' of a device: the extra node 'keys': the property 'reg' is the machine's \
+         to give"
+    );
+    for name in ["interrupts", "phandle", "memory-region", "compatible"] {
+        let claims = extra("x").with_child(extra("y").with(name, FdtValue::U32s(vec![1])));
+        assert!(beside(claims).ends_with(&format!("'y': the property '{name}' is the machine's to give")));
+        let refers = extra("x").with_device(name, &[&[]]);
+        assert!(beside(refers).ends_with(&format!("the property '{name}' is the machine's to give")));
+    }
+    let twice = extra("x").with("a", FdtValue::Empty).with_device("a", &[&[]]);
+    assert!(beside(twice).ends_with("the property 'a' is there twice"));
+}
+
+#[test]
+fn rejects_names_of_extra_nodes_that_do_not_stand_alone() {
+    let beside = |name: &str| with_extra(Vec::new(), vec![extra(name)]).error();
+    for name in ["keys@9000000", &"x".repeat(23)] {
+        assert!(beside(name).contains("has no '@' and up to 22 bytes"), "{name}");
+    }
+    assert!(beside("a/b").contains("the extra node 'a/b'"));
+    assert!(beside("").ends_with("an extra node has no name"));
+    assert!(with_extra(vec![extra("a"), extra("a")], Vec::new()).error().ends_with("'a' is there twice"));
+    assert!(with_extra(Vec::new(), vec![extra("a"), extra("a")]).error().ends_with("'a' is there twice"));
+    let mut bench = with_extra(Vec::new(), vec![extra("a")]);
+    bench.nodes[0].windows.clear();
+    assert!(bench.error().contains("only a device with registers"));
+}
+
+#[test]
+fn counts_extra_nodes_with_the_tree() {
+    let blob = extra("x").with("blob", FdtValue::Bytes(vec![0; 10 * 1024]));
+    assert!(with_extra(vec![blob], Vec::new()).error().contains("2 devices 10"));
 }
 
 fn pci_host() -> PciNode {

@@ -181,7 +181,12 @@ impl Devices {
         map: &mut Allocator,
     ) -> Result<PluggedKind, String> {
         let layout = device.layout();
-        let mut node = PlacedNode { node: device.node(), windows: Vec::new(), spis: Vec::new() };
+        let mut node = PlacedNode {
+            node: device.node(),
+            below: device.nodes_below(),
+            beside: device.nodes_beside(),
+            ..PlacedNode::default()
+        };
         let mut lines = Vec::new();
         for _ in 0..layout.lines {
             let (spi, event) = self.line(id, map)?;
@@ -220,7 +225,8 @@ impl Devices {
         }
         let node = FdtNode::new("virtio_mmio", &["virtio,mmio"])
             .with("dma-coherent", gvmm_plugin_api::fdt::FdtValue::Empty);
-        self.nodes.push(PlacedNode { node, windows: vec![(base, size)], spis: vec![spi] });
+        let (windows, spis) = (vec![(base, size)], vec![spi]);
+        self.nodes.push(PlacedNode { node, windows, spis, ..PlacedNode::default() });
         self.bus.insert(base, size, id, Arc::new(MmioTransport::new(function.clone())));
         Ok(PluggedKind::Virtio(function))
     }

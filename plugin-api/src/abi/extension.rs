@@ -11,12 +11,17 @@ use abi_stable::type_layout::TypeLayout;
 
 /// Id of the MMIO device interface.
 pub const MMIO: &str = "gvmm.mmio/1";
+/// Id of the interface for an MMIO device's further nodes.
+pub const NODES: &str = "gvmm.nodes/1";
 /// Id of the virtio device interface.
 pub const VIRTIO: &str = "gvmm.virtio/1";
 /// Id of the PCI device interface.
 pub const PCI: &str = "gvmm.pci/1";
 /// Id of the host's console interface.
 pub const CONSOLE: &str = "gvmm.console/1";
+/// Interfaces that a plugin may say it cannot do without.
+#[cfg(feature = "host")]
+pub(crate) const OFFERED: &[&str] = &[MMIO, NODES, VIRTIO, CONSOLE];
 /// No interface: a plugin that is asked for it panics, catches that, and answers that it has none. So a host finds out
 /// whether a plugin's panics stay in the plugin.
 pub const PANIC: &str = "gvmm.panic/1";

@@ -122,7 +122,7 @@ impl TryFrom<RawNode> for FdtNode {
     }
 }
 
-fn property(raw: RawProperty) -> Result<(String, FdtValue), String> {
+pub(super) fn property(raw: RawProperty) -> Result<(String, FdtValue), String> {
     let name = raw.name.into_string();
     let narrow = |list: RVec<u64>| -> Result<Vec<u32>, String> {
         let cell =

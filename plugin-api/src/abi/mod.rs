@@ -2,13 +2,14 @@
 //!
 //! [`root`] and [`device`] are frozen: abi_stable refuses an older plugin as soon as a published type gains an entry, so
 //! growth happens in new types only, which either side asks for by id through an [`extension`]. The device kinds
-//! themselves are extensions ([`mmio`], [`virtio`], [`pci`]). Every function that a plugin exports catches its own panics, since
-//! abi_stable would end the process.
+//! themselves are extensions ([`mmio`] with [`nodes`], [`virtio`], [`pci`]). Every function that a plugin exports catches
+//! its own panics, since abi_stable would end the process.
 
 pub mod device;
 pub mod extension;
 pub mod host;
 pub mod mmio;
+pub mod nodes;
 pub mod pci;
 pub mod root;
 pub mod virtio;

@@ -7,17 +7,18 @@ use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use abi_stable::std_types::{ROption, RStr, RString};
+use abi_stable::std_types::{ROption, RResult, RStr, RString, RVec};
 
 use super::manifest::Manifest;
 use crate::abi::device::RawDeviceBox;
-use crate::abi::extension::{MMIO, PCI, VIRTIO};
+use crate::abi::extension::{MMIO, NODES, PCI, VIRTIO};
 use crate::abi::host::Host;
 use crate::abi::mmio::{RawMmioArc, import_layout};
+use crate::abi::nodes::{self, RawNodesArc, Room};
 use crate::abi::pci::RawPciArc;
 use crate::abi::status;
 use crate::abi::virtio::RawVirtioArc;
-use crate::fdt::FdtNode;
+use crate::fdt::{ExtraNode, FdtNode};
 use crate::interrupt::Interrupt;
 use crate::metrics::Metric;
 use crate::mmio::{AccessError, MmioDevice, MmioLayout, Width};
@@ -110,13 +111,37 @@ struct Mmio {
     base: Base,
     layout: MmioLayout,
     node: FdtNode,
+    extra: ExtraNodes,
+}
+
+/// The nodes beside a device's own. A device need not offer any.
+#[derive(Default)]
+struct ExtraNodes {
+    below: Vec<ExtraNode>,
+    beside: Vec<ExtraNode>,
+}
+
+impl ExtraNodes {
+    fn of(device: &RawDeviceBox) -> Result<Self, String> {
+        let ROption::RSome(found) = device.extension(RStr::from(NODES)) else { return Ok(Self::default()) };
+        let incompatible =
+            |_| format!("its {NODES} interface is not the one of this gvmm: rebuild the plugin");
+        let raw: RawNodesArc = found.open().map_err(incompatible)?;
+        let mut room = Room::default();
+        let mut import = |list: RResult<RVec<_>, RString>| {
+            let list = list.into_result().map_err(RString::into_string)?;
+            nodes::import(list, &mut room)
+        };
+        Ok(Self { below: import(raw.below())?, beside: import(raw.beside())? })
+    }
 }
 
 impl Mmio {
     fn new(raw: RawMmioArc, base: Base) -> Result<Self, String> {
         let layout = raw.layout().map(import_layout).into_result().map_err(RString::into_string)?;
         let node = raw.node().into_result().map_err(RString::into_string).and_then(FdtNode::try_from)?;
-        Ok(Self { raw, base, layout, node })
+        let extra = ExtraNodes::of(&base.device)?;
+        Ok(Self { raw, base, layout, node, extra })
     }
 }
 
@@ -127,6 +152,14 @@ impl MmioDevice for Mmio {
 
     fn node(&self) -> FdtNode {
         self.node.clone()
+    }
+
+    fn nodes_below(&self) -> Vec<ExtraNode> {
+        self.extra.below.clone()
+    }
+
+    fn nodes_beside(&self) -> Vec<ExtraNode> {
+        self.extra.beside.clone()
     }
 
     fn start(&self, lines: Vec<Interrupt>) -> Result<(), String> {

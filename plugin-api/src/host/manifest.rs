@@ -9,6 +9,7 @@ use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection, ReadCache, ReadRef};
 use serde::{Deserialize, Serialize};
 
+use crate::abi::extension::OFFERED;
 use crate::descriptor::{API_VERSION, Descriptor, Kind, SECTION};
 use crate::options::{KindRef, OptionError, OptionKind, OptionSpec, Presence, SpecRef, Values};
 
@@ -47,6 +48,14 @@ pub enum PluginError {
         path: PathBuf,
         /// Version the plugin was built for.
         plugin: (u16, u16),
+    },
+    /// The plugin cannot do without an interface that this host has not.
+    #[error("plugin {}: it needs the interface {id}, which this gvmm does not offer: update gvmm", path.display())]
+    Requires {
+        /// The file.
+        path: PathBuf,
+        /// Id of the interface.
+        id: String,
     },
     /// Loading failed although the descriptor fits.
     #[error("plugin {}: {what}", path.display())]
@@ -156,7 +165,12 @@ impl Manifest {
         if api.api.0 != API_VERSION.0 || api.api.1 > API_VERSION.1 {
             return Err(PluginError::Version { path: path.to_owned(), plugin: api.api });
         }
-        serde_json::from_slice(json).map_err(|e| refused(format!("broken descriptor: {e}")))
+        let manifest: Self =
+            serde_json::from_slice(json).map_err(|e| refused(format!("broken descriptor: {e}")))?;
+        match manifest.requires.iter().find(|id| !OFFERED.contains(&id.as_str())) {
+            Some(id) => Err(PluginError::Requires { path: path.to_owned(), id: id.clone() }),
+            None => Ok(manifest),
+        }
     }
 
     /// Checks option values against the schema and fills in defaults.
