@@ -1,7 +1,7 @@
 //! Plugins that were built when a plugin API was published are taken by today's host, and do what they did.
 //!
-//! `frozen/0.1` and `frozen/0.2` have the types that such a plugin has inside. Nothing of it is ever changed: if this test fails, the
-//! change that made it fail is wrong.
+//! `frozen/0.1` and `frozen/0.2` have the types that such a plugin has inside. Nothing of it is ever changed: if this test
+//! fails, the change that made it fail is wrong.
 #![allow(clippy::unwrap_used, reason = "a failed expectation fails the test")]
 
 use std::fs;
@@ -21,7 +21,7 @@ the promise of docs/plugins/abi.md is broken, \"A plugin built for API 0.1 is lo
 that were published do not change: undo that, and put what is new into an extension of its own";
 
 /// The examples of each version.
-const EXAMPLES: [(&str, &[&str]); 2] = [("0.1", &["registers", "queues"]), ("0.2", &["function"])];
+const EXAMPLES: [(&str, &[&str]); 2] = [("0.1", &["registers", "queues", "nodes"]), ("0.2", &["function"])];
 
 /// Builds a plugin as it was built then; with the versions that are here already, since nothing is fetched.
 fn frozen(name: &str) -> PathBuf {
@@ -58,6 +58,7 @@ fn registers_of_api_0_1_are_taken() {
     assert_eq!((device.layout().windows, device.layout().lines), (vec![0x1000], 1), "{PROMISE}");
     let node = device.node();
     assert_eq!((node.name.as_str(), node.properties.len()), ("kept", 1), "{PROMISE}");
+    assert!(device.nodes_below().is_empty() && device.nodes_beside().is_empty(), "{PROMISE}");
     device.start(vec![Interrupt::new(Event::new().unwrap())]).unwrap();
     assert_eq!(device.read(0, 0, Width::Word), Ok(7), "{PROMISE}");
     device.write(0, 0, Width::Word, 0x1234_5678).unwrap();
@@ -118,6 +119,17 @@ fn functions_of_api_0_2_are_taken() {
     assert_eq!(host.log_lines().len(), 2, "{PROMISE}");
     device.reset();
     assert_eq!(device.read(2, 8, Width::Word), Ok(0), "{PROMISE}");
+}
+
+#[test]
+fn nodes_of_api_0_1_are_taken() {
+    let (_host, Instance::Mmio(device)) = device("nodes") else { panic!("{PROMISE}: no MMIO device") };
+    assert_eq!(device.nodes_below()[0].name, "sensor", "{PROMISE}");
+    let beside = device.nodes_beside();
+    assert_eq!((beside.len(), beside[0].name.as_str()), (1, "keys"), "{PROMISE}");
+    let power = &beside[0].children[0];
+    assert_eq!(power.name, "power", "{PROMISE}");
+    assert_eq!(power.references, [("gpios".to_owned(), vec![vec![3, 0], vec![]])], "{PROMISE}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 # Helpers of the end-to-end tests; sourced by run-cases in the outer guest, in a folder of the test's own.
 #
 #   guest <<'EOF'        the script that the next guest runs as its first process (else its root disk boots)
+#   full_kernel MODULE...
+#                        guests run Debian's kernel with all drivers from now on, with these modules; before `guest`
 #   boot ARGUMENT...     runs gvmm with the kernel and the initrd; its exit code is in $status, the guest's
 #                        console in console.log, gvmm's messages in gvmm.log
 #   start ARGUMENT...    the same in the background, as process $vmm; `finish` waits for its end
@@ -53,6 +55,18 @@ guest() {
     initrd=$PWD/initrd
     cp "$INITRD" "$initrd"
     (cd overlay && find . | cpio -o -H newc 2>/dev/null) >>"$initrd" || fail "cannot make the initrd"
+}
+
+full_kernel() {
+    for module; do
+        grep -q "^$module " /bed/full/modules/order || skip "there is no module $module"
+        cmdline="$cmdline modules=$module"
+    done
+    KERNEL=/bed/full/Image
+    (cd /bed/full && find modules | cpio -o -H newc 2>/dev/null) >full.modules || fail "cannot make the initrd"
+    cat "$INITRD" full.modules >full.initrd
+    INITRD=$PWD/full.initrd
+    initrd=$INITRD
 }
 
 disk() {

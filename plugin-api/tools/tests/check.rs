@@ -133,6 +133,7 @@ fn bad_registers_are_found_out() {
         ("no-window", "shape", "no register window"),
         ("owns-reg", "node", "property 'reg' is the machine's"),
         ("no-compatible", "node", "without `compatible`"),
+        ("claims-interrupts", "node", "extra node 'key': property 'interrupts' is the machine's"),
         ("wide-value", "registers", "gives 0x123456789, which is wider"),
         ("panics-unaligned", "registers", "not aligned"),
         ("one-at-a-time", "parallel", "two accesses at once"),

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use gvmm_plugin_api::fdt::{FdtNode, FdtValue};
+use gvmm_plugin_api::fdt::{ExtraNode, FdtNode, FdtValue};
 use gvmm_plugin_api::interrupt::{Event, Interrupt};
 use gvmm_plugin_api::mmio::{AccessError, MmioDevice, MmioLayout, Width};
 use gvmm_plugin_api::options::OptionKind;
@@ -18,7 +18,7 @@ options! {
     pub struct Options {
         /// The one thing.
         pub how: String = with_default("how", "nothing", OptionKind::Choice(&[
-            "nothing", "start-fails", "owns-reg", "no-compatible", "no-window", "wide-value", "panics-unaligned",
+            "nothing", "start-fails", "owns-reg", "no-compatible", "claims-interrupts", "no-window", "wide-value", "panics-unaligned",
             "hangs", "one-at-a-time", "keeps-state", "panics-in-reset", "leaves-thread", "leaves-descriptor",
             "leaves-mapping",
         ])),
@@ -57,6 +57,12 @@ impl MmioDevice for Bad {
     fn node(&self) -> FdtNode {
         let node = FdtNode::new("bad", if self.is("no-compatible") { &[] } else { &["gvmm,bad"] });
         if self.is("owns-reg") { node.with("reg", FdtValue::U64s(vec![0, 0x1000])) } else { node }
+    }
+
+    fn nodes_beside(&self) -> Vec<ExtraNode> {
+        let keys = ExtraNode::new("keys", &["gvmm,keys"]);
+        let key = ExtraNode::new("key", &[]).with("interrupts", FdtValue::U32s(vec![0, 1, 1]));
+        if self.is("claims-interrupts") { vec![keys.with_child(key)] } else { Vec::new() }
     }
 
     fn start(&self, lines: Vec<Interrupt>) -> Result<(), String> {

@@ -58,12 +58,28 @@ impl Apt {
         self.explained(process::output(&mut command)).map(drop)
     }
 
-    /// The first package that `package` depends on.
-    pub(crate) fn first_dependency(&self, package: &str) -> Result<String> {
+    /// Fetches one package and nothing else; returns its file.
+    pub(crate) fn file(&self, package: &str) -> Result<PathBuf> {
+        self.alone(package)?;
+        let begins = format!("{package}_");
+        let is_it = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(begins.as_bytes()))
+        };
+        self.fetched()?.into_iter().find(is_it).with_context(|| format!("package {package} was not fetched"))
+    }
+
+    /// The packages that `package` depends on.
+    pub(crate) fn dependencies(&self, package: &str) -> Result<Vec<String>> {
         let mut command = self.command("apt-cache");
         let text = self.explained(process::output(command.args(["depends", "--important", package])))?;
-        let mut lines = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        lines.next().map(str::to_owned).with_context(|| format!("package {package} depends on nothing"))
+        let names = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// The first package that `package` depends on.
+    pub(crate) fn first_dependency(&self, package: &str) -> Result<String> {
+        let first = self.dependencies(package)?.into_iter().next();
+        first.with_context(|| format!("package {package} depends on nothing"))
     }
 
     /// The package files fetched so far.

@@ -15,7 +15,7 @@ use crate::bed::Bed;
 use crate::build::Build;
 use crate::dist;
 use crate::process::{self, progress};
-use crate::setup::Ready;
+use crate::setup::{self, Ready};
 use crate::summary::Counts;
 use crate::workspace::Workspace;
 
@@ -48,6 +48,9 @@ struct BedOptions {
     /// Members of the workspace [`EXAMPLES`] that they want there as well.
     #[serde(default)]
     examples: Vec<String>,
+    /// Whether they want Debian's kernel with all drivers, at `/bed/full`.
+    #[serde(default)]
+    full_kernel: bool,
 }
 
 struct Case {
@@ -136,6 +139,9 @@ impl Group {
         add_libraries(&bed, build, &self.bed.libraries)?;
         add_examples(&bed, build, &self.bed.examples)?;
         add_protected_kernel(&bed)?;
+        if self.bed.full_kernel {
+            bed.add(&setup::ensure_full_kernel(workspace)?, "full")?;
+        }
         bed.add(&workspace.root.join("tests/e2e/cases").join(&self.name), "cases")?;
         Ok(bed)
     }

@@ -3,12 +3,13 @@
 //! Nothing is asked of the network when nothing is missing, so a machine that ran this once works offline.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
 use crate::build::{self, Cross, TARGET};
+use crate::full_kernel;
 use crate::guest_packages::{self, Guest};
 use crate::process::{self, find_program, progress};
 use crate::workspace::{Workspace, cargo};
@@ -22,6 +23,7 @@ pub(crate) struct Ready {
 /// `cargo xtask setup`.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     ensure(workspace)?;
+    ensure_full_kernel(workspace)?;
     progress(format!("ready; downloads are kept in {}", workspace.cache.display()));
     Ok(ExitCode::SUCCESS)
 }
@@ -41,6 +43,13 @@ pub(crate) fn ensure_native(workspace: &Workspace) -> Result<Guest> {
     let _lock = lock(workspace)?;
     install_host_packages(&[MKE2FS])?;
     guest_packages::ensure(&workspace.cache)
+}
+
+/// Downloads the kernel that some tests want beside the usual one; returns its folder.
+pub(crate) fn ensure_full_kernel(workspace: &Workspace) -> Result<PathBuf> {
+    let _lock = lock(workspace)?;
+    install_host_packages(&[MAKE])?;
+    full_kernel::ensure(&workspace.cache)
 }
 
 /// Installs the cross compiler and the Rust target alone.
@@ -87,6 +96,7 @@ const CROSS_LIBC: Need = Need {
     probe: Probe::File(&["/usr/aarch64-linux-gnu/lib/libc.a", "/usr/lib/aarch64-linux-gnu/libc.a"]),
     package: "libc6-dev-arm64-cross",
 };
+const MAKE: Need = Need { probe: Probe::Program("make"), package: "make" };
 const MKE2FS: Need = Need { probe: Probe::Program("mke2fs"), package: "e2fsprogs" };
 
 impl Need {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use gvmm_plugin_api::fdt::FdtNode;
 use gvmm_plugin_api::host::manifest::{ManifestKind, ManifestOption};
 use gvmm_plugin_api::host::{Instance, Manifest};
 use gvmm_plugin_api::mmio::MmioLayout;
@@ -19,10 +18,6 @@ const TRAP_WINDOW: u64 = 1 << 30;
 const MAX_LINES: u32 = 988;
 /// Largest size of a queue (virtio 1.2, 2.7).
 const MAX_QUEUE_SIZE: u16 = 32768;
-/// Longest node name (Devicetree Specification 0.4, 2.2.1).
-const MAX_NODE_NAME: usize = 31;
-/// Properties that the machine adds.
-const MACHINES: [&str; 5] = ["reg", "interrupts", "interrupt-parent", "compatible", "phandle"];
 
 pub(super) fn descriptor(subject: &Subject) -> Result<Verdict, String> {
     let manifest = subject.library.manifest();
@@ -141,38 +136,4 @@ fn check_traits(manifest: &Manifest, traits: &VirtioTraits) -> Result<(), String
         Some(size) => Err(format!("queue size {size} is not a power of two up to {MAX_QUEUE_SIZE}")),
         None => Ok(()),
     }
-}
-
-pub(super) fn node(subject: &Subject) -> Result<Verdict, String> {
-    let Some((_, device)) = subject.mmio()? else {
-        return Ok(Verdict::Skip("a device on virtio or PCI has no node of its own".to_owned()));
-    };
-    check_node(&device.node())?;
-    Ok(Verdict::Pass)
-}
-
-fn check_node(node: &FdtNode) -> Result<(), String> {
-    let good = |c: char| c.is_ascii_alphanumeric() || ",._+-".contains(c);
-    let name = &node.name;
-    let begins = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
-    if !begins || name.len() > MAX_NODE_NAME || !name.chars().all(good) {
-        return Err(format!("node name '{name}' is not 1 to {MAX_NODE_NAME} letters, digits and ',._+-'"));
-    }
-    if node.compatible.is_empty() || node.compatible.iter().any(|text| text.is_empty() || text.contains('\0'))
-    {
-        return Err("no driver finds a node without `compatible`".to_owned());
-    }
-    let mut names = BTreeSet::new();
-    for (property, _) in &node.properties {
-        if MACHINES.contains(&property.as_str()) {
-            return Err(format!("property '{property}' is the machine's to set"));
-        }
-        if property.is_empty() || property.len() > MAX_NODE_NAME {
-            return Err(format!("property name '{property}' is not 1 to {MAX_NODE_NAME} characters long"));
-        }
-        if !names.insert(property) {
-            return Err(format!("property '{property}' is there twice"));
-        }
-    }
-    Ok(())
 }

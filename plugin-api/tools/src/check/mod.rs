@@ -12,6 +12,7 @@ mod descriptor;
 mod handover;
 mod hostile;
 mod leaks;
+mod nodes;
 mod options;
 mod queues;
 mod random;

@@ -3,8 +3,8 @@
 use super::report::Verdict;
 use super::subject::Subject;
 use super::{
-    boundary, config, descriptor, handover, hostile, leaks, options, queues, registers, requests, reset,
-    vhost_user,
+    boundary, config, descriptor, handover, hostile, leaks, nodes, options, queues, registers, requests,
+    reset, vhost_user,
 };
 
 /// A conformance test.
@@ -37,7 +37,7 @@ pub(super) static TESTS: &[Test] = &[
         when_killed: "; build it with panic = \"unwind\", so that a panic is caught before it leaves the plugin",
         ..test("panics", "a panic inside the plugin ends nothing but the call", boundary::panics)
     },
-    test("node", "the device-tree node has what is the device's to say, and no more", descriptor::node),
+    test("node", "the device-tree nodes have what is the device's to say, and no more", nodes::node),
     test("options", "options that make no sense are refused by name", options::options),
     test("registers", "every offset of every window or BAR takes every width", registers::registers),
     test("parallel", "several vCPUs may access registers at once", registers::parallel),

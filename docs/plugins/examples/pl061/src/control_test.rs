@@ -14,6 +14,7 @@ use gvmm_plugin_api::testing::{FakeHost, wait_readable};
 
 use crate::control::MAX_CLIENTS;
 use crate::device::Pl061;
+use crate::nodes::Attached;
 
 const DATA: u64 = 0x3fc;
 const DIRECTION: u64 = 0x400;
@@ -30,7 +31,9 @@ struct Machine {
 fn machine() -> Machine {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("gpio.sock");
-    let device = Pl061::new(Some(&socket), 0x80, Arc::new(FakeHost::default()).services()).unwrap();
+    let device =
+        Pl061::new(Some(&socket), 0x80, Attached::default(), Arc::new(FakeHost::default()).services())
+            .unwrap();
     let line = Event::new().unwrap();
     device.start(vec![Interrupt::new(line.try_clone().unwrap())]).unwrap();
     Machine { device, line, socket, _folder: folder }
@@ -136,7 +139,8 @@ fn a_socket_that_is_there_already_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("taken");
     std::fs::write(&socket, "mine").unwrap();
-    let error = Pl061::new(Some(&socket), 0, Arc::new(FakeHost::default()).services()).unwrap_err();
+    let error = Pl061::new(Some(&socket), 0, Attached::default(), Arc::new(FakeHost::default()).services())
+        .unwrap_err();
     assert_eq!(error, format!("socket {}: there is a file already: remove it", socket.display()));
     assert_eq!(std::fs::read(&socket).unwrap(), b"mine");
 }

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use gvmm_plugin_api::fdt::{FdtNode, FdtValue};
+use gvmm_plugin_api::fdt::{ExtraNode, FdtNode, FdtValue};
 use gvmm_plugin_api::interrupt::{Event, Interrupt};
 use gvmm_plugin_api::mmio::{AccessError, MmioDevice, MmioLayout, Width};
 use gvmm_plugin_api::services::Services;
 
 use crate::control::{Control, Listener};
+use crate::nodes::Attached;
 use crate::port::Port;
 use crate::registers::{PERIPHERAL_ID, Register, WINDOW};
 
@@ -20,6 +21,7 @@ const CLOCK: u32 = 24_000_000;
 pub(crate) struct Pl061 {
     services: Services,
     lines: Arc<Lines>,
+    attached: Attached,
     /// Until the device starts.
     listener: Mutex<Option<Listener>>,
     control: OnceLock<Control>,
@@ -69,10 +71,15 @@ impl Lines {
 
 impl Pl061 {
     /// A controller at power-on, with the socket if there is to be one.
-    pub(crate) fn new(socket: Option<&Path>, outside: u8, services: Services) -> Result<Self, String> {
+    pub(crate) fn new(
+        socket: Option<&Path>,
+        outside: u8,
+        attached: Attached,
+        services: Services,
+    ) -> Result<Self, String> {
         let lines = Lines::new(outside).map_err(|e| format!("cannot make an eventfd: {e}"))?;
         let listener = Mutex::new(socket.map(Listener::bind).transpose()?);
-        Ok(Self { services, lines: Arc::new(lines), listener, control: OnceLock::new() })
+        Ok(Self { services, lines: Arc::new(lines), attached, listener, control: OnceLock::new() })
     }
 }
 
@@ -90,6 +97,10 @@ impl MmioDevice for Pl061 {
             .with("#interrupt-cells", FdtValue::U32s(vec![2]))
             .with("clocks", FdtValue::FixedClocks(vec![CLOCK]))
             .with("clock-names", FdtValue::Strings(vec!["apb_pclk".to_owned()]))
+    }
+
+    fn nodes_beside(&self) -> Vec<ExtraNode> {
+        self.attached.nodes()
     }
 
     fn start(&self, lines: Vec<Interrupt>) -> Result<(), String> {
@@ -148,7 +159,8 @@ mod tests {
     const CLEAR: u64 = 0x41c;
 
     fn started() -> (Pl061, Event) {
-        let device = Pl061::new(None, 0, Arc::new(FakeHost::default()).services()).unwrap();
+        let device =
+            Pl061::new(None, 0, Attached::default(), Arc::new(FakeHost::default()).services()).unwrap();
         let line = Event::new().unwrap();
         device.start(vec![Interrupt::new(line.try_clone().unwrap())]).unwrap();
         (device, line)

@@ -1,13 +1,14 @@
 //! Arm PrimeCell GPIO controller (PL061, Arm DDI 0190B) with eight lines, whose far ends are worked from the host.
 //!
 //! - [`registers`]: what is where. [`port`]: the eight lines, without a machine around them.
-//! - [`control`]: the socket for programs of the host. [`device`]: the plugin interface.
+//! - [`control`]: the socket for programs of the host. [`device`]: the plugin interface. [`nodes`]: what is at the lines.
 #![deny(unsafe_code)]
 
 mod control;
 #[cfg(test)]
 mod control_test;
 mod device;
+mod nodes;
 mod port;
 mod registers;
 
@@ -24,13 +25,18 @@ options! {
         pub socket: Option<PathBuf> = optional("socket", OptionKind::Path(PathAccess::Create)),
         /// Lines that are high from the outside at first, one bit each.
         pub high: u64 = with_default("high", "0", OptionKind::Integer { min: 0, max: 0xff }),
+        /// Line with a power key, pressed while it is high.
+        pub power_key: Option<u8> = optional("power-key", OptionKind::Integer { min: 0, max: 7 }),
+        /// Lines with a light, one bit each.
+        pub lights: u8 = with_default("lights", "0", OptionKind::Integer { min: 0, max: 0xff }),
     }
 }
 
 /// Makes a controller.
 pub fn create(options: Options, services: Services) -> Result<Device, String> {
+    let attached = nodes::Attached::new(options.power_key, options.lights)?;
     // The schema allows eight bits.
-    let device = device::Pl061::new(options.socket.as_deref(), options.high as u8, services)?;
+    let device = device::Pl061::new(options.socket.as_deref(), options.high as u8, attached, services)?;
     Ok(Device::mmio(device))
 }
 
