@@ -2,9 +2,11 @@
 full_kernel evdev gpio_keys leds_gpio
 guest <<'EOF'
 echo "keyboard $(cat /sys/class/input/event*/device/name)"
-# KEY_POWER, pressed: type 1, code 0x74, value 1 behind two times of 8 bytes (Linux, include/uapi/linux/input.h).
+# Open before the key is pressed: nobody is told of events that have been.
+exec 3</dev/input/event0
 echo 1 >/sys/class/leds/light-5/brightness
-echo "event $(dd if=/dev/input/event0 bs=24 count=1 2>/dev/null | od -An -v -tx2 -j16)"
+# Behind two times of 8 bytes: type, code, value (Linux, include/uapi/linux/input.h).
+echo "event $(dd <&3 bs=24 count=1 2>/dev/null | od -An -v -tx2 -j16)"
 echo 0 >/sys/class/leds/light-5/brightness
 EOF
 start --device /bed/lib/libpl061.so,socket=gpio.sock,power-key=3,lights=0x20
@@ -14,4 +16,5 @@ guestio socket gpio.sock --log lines --then 'wait:5 out 1' --then 'type:set 3 1\
 finish
 expect_status 0
 expect_console '^keyboard gpio-keys'
+# EV_KEY, KEY_POWER, pressed.
 expect_console '^event +0001 0074 0001 0000$'

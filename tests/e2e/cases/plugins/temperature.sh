@@ -1,4 +1,4 @@
-# Linux's own drivers of the bus and the sensor read the host's temperature, in process and isolated.
+# Linux's own drivers of the bus and the sensor read the host's temperature: in process, isolated, and under QEMU.
 full_kernel i2c_virtio lm75
 guest <<'END'
 bus=$(echo /sys/bus/i2c/devices/i2c-*)
@@ -30,3 +30,10 @@ for place in transport=mmio,isolate=off transport=pci,isolate=required; do
     expect_console '^limit 30000'
     no_console 'a sensor that is not there'
 done
+# The same library as a back end of QEMU's.
+back_end /gvmm/gvmm-device "/bed/lib/libvirtio_i2c.so,file=$PWD/temp,address=0x49" --socket-path i2c.sock
+qemu -object "memory-backend-memfd,id=mem,size=$memory,share=on" -machine memory-backend=mem \
+    -chardev socket,id=i2c,path=i2c.sock -device vhost-user-i2c-pci,chardev=i2c
+expect_status 0
+expect_console '^temperature -3000'
+expect_console '^limit 30000'
