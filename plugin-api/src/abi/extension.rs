@@ -21,7 +21,7 @@ pub const PCI: &str = "gvmm.pci/1";
 pub const CONSOLE: &str = "gvmm.console/1";
 /// Interfaces that a plugin may say it cannot do without.
 #[cfg(feature = "host")]
-pub(crate) const OFFERED: &[&str] = &[MMIO, NODES, VIRTIO, CONSOLE];
+pub(crate) const OFFERED: &[&str] = &[MMIO, NODES, VIRTIO, PCI, CONSOLE];
 /// No interface: a plugin that is asked for it panics, catches that, and answers that it has none. So a host finds out
 /// whether a plugin's panics stay in the plugin.
 pub const PANIC: &str = "gvmm.panic/1";

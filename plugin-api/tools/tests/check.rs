@@ -91,6 +91,10 @@ fn files_that_cannot_be_loaded_are_found_out() {
         ("no_section", "no .gvmm.plugin section"),
         ("no_entry", "no code to go with it"),
         ("other_api", "built for plugin API 9.1, this gvmm offers 0.2: update gvmm"),
+        (
+            "needs_too_much",
+            "it needs the interface gvmm.tomorrow/1, which this gvmm does not offer: update gvmm",
+        ),
         ("dies_when_loaded", "was killed by SIGABRT"),
     ] {
         found_out(&gvmm_built::bad_plugin(name), "", "loads", words);
