@@ -28,6 +28,7 @@ mod code {
 #[derive(Debug, Parser)]
 #[command(
     name = "gvmm plugin",
+    bin_name = "gvmm plugin",
     version,
     after_help = "Exit codes: 0 all is well, 1 a plugin failed a test or did not load, 2 bad usage."
 )]

@@ -71,13 +71,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, String> {
         Kind::Mmio => (MMIO, "counter"),
         Kind::Virtio => (VIRTIO, "echo"),
     };
-    let guide = api.with_file_name("docs").join("plugins");
     for (path, text) in COMMON {
-        let text = text
-            .replace("@NAME@", name)
-            .replace("@API@", api::VERSION)
-            .replace("@PATH@", &quoted(&api)?)
-            .replace("@GUIDE@", &guide.display().to_string());
+        let text =
+            text.replace("@NAME@", name).replace("@API@", api::VERSION).replace("@PATH@", &quoted(&api)?);
         write(&folder.join(path), &text)?;
     }
     for (path, text) in files {
