@@ -62,14 +62,30 @@ impl Trigger for Pin {
 /// What the guest has sent and the host has not taken.
 #[derive(Debug, Default)]
 struct Transmitter {
+    /// Oldest first: first what was sent before the last reset, of which the guest sees nothing any more.
     fifo: VecDeque<u8>,
+    before_reset: usize,
     lost: u64,
+}
+
+impl Transmitter {
+    /// What the guest knows of.
+    fn len(&self) -> usize {
+        self.fifo.len() - self.before_reset
+    }
+
+    fn reset(&mut self) {
+        let kept = self.fifo.len().min(TRANSMIT_FIFO);
+        self.lost += (self.fifo.len() - kept) as u64;
+        self.fifo.truncate(kept);
+        self.before_reset = kept;
+    }
 }
 
 impl io::Write for Transmitter {
     /// Takes all bytes, the last of which are lost if a driver writes without asking for room.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = TRANSMIT_FIFO - self.fifo.len();
+        let room = TRANSMIT_FIFO - self.len();
         let taken = &bytes[..bytes.len().min(room)];
         self.fifo.extend(taken);
         self.lost += (bytes.len() - taken.len()) as u64;
@@ -108,7 +124,8 @@ impl Default for Uart {
 impl Uart {
     /// Back to the state after power-on. What the guest has sent before still goes to the host.
     pub(crate) fn reset(&mut self) {
-        let transmitter = std::mem::take(self.chip.writer_mut());
+        let mut transmitter = std::mem::take(self.chip.writer_mut());
+        transmitter.reset();
         *self = Self::default();
         *self.chip.writer_mut() = transmitter;
     }
@@ -126,7 +143,7 @@ impl Uart {
                 self.owes_empty |= !takes_more;
                 let keep = |value: u8, bit: u8, on: bool| if on { value } else { value & !bit };
                 let value = keep(value, bit::TAKES_MORE, takes_more);
-                keep(value, bit::ALL_SENT, self.unsent().is_empty())
+                keep(value, bit::ALL_SENT, self.chip.writer().len() == 0)
             }
             _ => value,
         }
@@ -161,7 +178,7 @@ impl Uart {
     }
 
     fn takes_burst(&self) -> bool {
-        self.unsent().len() + BURST <= TRANSMIT_FIFO
+        self.chip.writer().len() + BURST <= TRANSMIT_FIFO
     }
 
     /// What waits for the host, oldest first.
@@ -171,7 +188,9 @@ impl Uart {
 
     /// So many of the oldest bytes are off the line.
     pub(crate) fn sent(&mut self, count: usize) {
-        self.chip.writer_mut().fifo.drain(..count);
+        let transmitter = self.chip.writer_mut();
+        transmitter.fifo.drain(..count);
+        transmitter.before_reset = transmitter.before_reset.saturating_sub(count);
     }
 
     /// Bytes that were lost since the last call, because the guest sent them to a full transmitter.

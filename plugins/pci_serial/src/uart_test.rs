@@ -119,16 +119,34 @@ fn a_reset_keeps_what_was_sent_and_nothing_else() {
     assert_eq!(unsent, [0x1b]);
     uart.reset();
     assert_eq!(*uart.unsent(), unsent);
-    uart.sent(1);
     let mut fresh = Uart::default();
     assert!((0..REGISTERS).all(|register| uart.read(register) == fresh.read(register)));
     assert!(!uart.take_interrupt());
+    for sent in [1, 0] {
+        (0..TRANSMIT_FIFO).for_each(|_| uart.write(reg::DATA, b'x'));
+        assert_eq!(uart.unsent().len(), TRANSMIT_FIFO + sent);
+        uart.sent(1);
+        assert_eq!((uart.take_lost(), uart.read(reg::LINE_STATUS) & bit::ALL_SENT), (0, 0));
+        uart.sent(uart.unsent().len());
+        assert_eq!(uart.read(reg::LINE_STATUS), bit::TAKES_MORE | bit::ALL_SENT);
+    }
+}
+
+#[test]
+fn resets_without_end_fill_no_memory() {
+    let mut uart = Uart::default();
+    for round in 0..4 {
+        (0..TRANSMIT_FIFO).for_each(|_| uart.write(reg::DATA, round));
+        uart.reset();
+    }
+    assert_eq!(*uart.unsent(), [0; TRANSMIT_FIFO], "the oldest are kept");
+    assert_eq!(uart.take_lost(), 3 * TRANSMIT_FIFO as u64);
 }
 
 proptest! {
     #[test]
     fn no_sequence_of_accesses_panics_or_fills_memory(
-        accesses in prop::collection::vec((0u8..4, 0..REGISTERS, any::<u8>()), 1..2000)
+        accesses in prop::collection::vec((0u8..5, 0..REGISTERS, any::<u8>()), 1..2000)
     ) {
         let mut uart = Uart::default();
         for (what, register, value) in accesses {
@@ -136,10 +154,11 @@ proptest! {
                 0 => drop(uart.read(register)),
                 1 => uart.write(register, value),
                 2 => drop(uart.receive(&vec![value; value.into()])),
+                3 => uart.reset(),
                 _ => uart.sent(uart.unsent().len().min(value.into())),
             }
             uart.take_interrupt();
-            prop_assert!(uart.unsent().len() <= TRANSMIT_FIFO);
+            prop_assert!(uart.unsent().len() <= 2 * TRANSMIT_FIFO);
         }
     }
 }
