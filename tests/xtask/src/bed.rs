@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::apt::recreate;
+use crate::back_end::Running;
 use crate::images;
 use crate::process::{self, shell_quote};
+use crate::served::Served;
 use crate::setup::Ready;
 use crate::workspace::Workspace;
 
@@ -34,6 +36,10 @@ pub(crate) struct Bed<'a> {
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
     pub(crate) timeout: Duration,
+    /// Modules that L1 loads beside those of disks.
+    pub(crate) modules: Vec<String>,
+    /// Devices of L1 that are served by programs of this machine.
+    pub(crate) served: Served,
 }
 
 /// What a script left.
@@ -55,8 +61,17 @@ impl<'a> Bed<'a> {
         std::fs::create_dir(&tree)?;
         images::initrd(workspace, &ready.guest, &tree.join("initrd"))?;
         images::guest_disk(workspace, &ready.guest, &folder.join("guest-root"), &tree.join("svm_disk.img"))?;
-        let timeout = Duration::from_secs(600);
-        Ok(Self { workspace, ready, folder, tree, cpus: 1, memory_mib: 3072, timeout })
+        Ok(Self {
+            workspace,
+            ready,
+            folder,
+            tree,
+            cpus: 1,
+            memory_mib: 3072,
+            timeout: Duration::from_secs(600),
+            modules: vec!["tun".to_owned()],
+            served: Served::default(),
+        })
     }
 
     /// Puts a file or a folder at `/bed/NAME`.
@@ -80,6 +95,7 @@ impl<'a> Bed<'a> {
         let mut command = self.qemu();
         command.args(["-serial", "stdio", "-monitor", "none"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let back_ends = self.served.start(&self.folder)?;
         let mut qemu = start(&mut command)?;
         let output = qemu.stdout.take().context("QEMU has no output")?;
         let deadline = Instant::now() + self.timeout;
@@ -99,6 +115,7 @@ impl<'a> Bed<'a> {
                 bail!("the test bed was stopped after {limit} s; its console is in {}", console.display())
             }
         }
+        back_ends.into_iter().try_for_each(Running::ended)?;
         self.collect(console)
     }
 
@@ -131,7 +148,9 @@ impl<'a> Bed<'a> {
 
     fn qemu(&self) -> Command {
         let mut command = process::program("qemu-system-aarch64");
+        let modules = self.modules.join(",");
         command
+            .current_dir(&self.folder)
             .args(["-machine", "virt,virtualization=on,gic-version=3", "-accel", "tcg,thread=multi"])
             // Pointer authentication and SVE cost a multiple of the time under emulation.
             .args(["-cpu", "max,sve=off,pauth=off"])
@@ -140,7 +159,8 @@ impl<'a> Bed<'a> {
             .arg(&self.ready.guest.kernel)
             .arg("-initrd")
             .arg(self.folder.join("initrd"))
-            .args(["-append", "console=ttyAMA0 quiet loglevel=1 panic=-1 root=serial:base ro modules=tun"]);
+            .arg("-append")
+            .arg(format!("console=ttyAMA0 quiet loglevel=1 panic=-1 root=serial:base ro modules={modules}"));
         let disks = [
             ("base", &self.ready.guest.base_image, "on"),
             ("tree", &self.folder.join("tree.img"), "on"),
@@ -155,6 +175,7 @@ impl<'a> Bed<'a> {
                 .arg("-device")
                 .arg(format!("virtio-blk-device,drive={name},serial={name}"));
         }
+        self.served.attach(&mut command, self.memory_mib);
         command
     }
 

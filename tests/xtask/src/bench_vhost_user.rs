@@ -4,11 +4,11 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use crate::back_end::Running;
 use crate::build::{Build, Cross};
 use crate::process::{self, find_program, progress};
 use crate::samples::Samples;
@@ -18,8 +18,6 @@ use crate::workspace::Workspace;
 /// QEMU's back end, in Debian's package of this name.
 const STORAGE_DAEMON: &str = "qemu-storage-daemon";
 const STORAGE_DAEMON_PACKAGE: &str = "qemu-system-common";
-/// How long a back end may take to listen.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -45,6 +43,18 @@ struct BackEnd {
     name: &'static str,
     program: PathBuf,
     arguments: Vec<String>,
+}
+
+impl BackEnd {
+    fn listening_on(&self, socket: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        match self.arguments.as_slice() {
+            [device] => command.arg(device).arg("--socket-path").arg(socket),
+            [first @ .., export] => command.args(first).arg(format!("{export}{}", socket.display())),
+            [] => &mut command,
+        };
+        command
+    }
 }
 
 /// What is compared: back ends on the same disk, ours first.
@@ -155,48 +165,11 @@ impl Bench<'_> {
 
     fn measure(&self, back_end: &BackEnd) -> Result<String> {
         let socket = self.folder.join("socket");
-        // Left behind by one that was killed.
-        let _ = std::fs::remove_file(&socket);
-        let running = Running::start(back_end, &socket)?;
+        let running = Running::start(&mut back_end.listening_on(&socket), &socket)?;
         let mut load = Command::new(&self.load);
         load.arg(&socket).args(["--name", back_end.name]);
         let printed = process::output(load.arg("--seconds").arg(self.options.seconds.to_string()));
         drop(running);
         printed
-    }
-}
-
-/// A back end that has been started. Dropping it ends it.
-struct Running(Child);
-
-impl Running {
-    fn start(back_end: &BackEnd, socket: &Path) -> Result<Self> {
-        let mut command = Command::new(&back_end.program);
-        match back_end.arguments.as_slice() {
-            [device] => command.arg(device).arg("--socket-path").arg(socket),
-            [first @ .., export] => command.args(first).arg(format!("{export}{}", socket.display())),
-            [] => &mut command,
-        };
-        let name = process::display(&command);
-        let mut running = Self(command.spawn().with_context(|| format!("cannot start `{name}`"))?);
-        let begun = Instant::now();
-        while !socket.exists() {
-            if let Some(status) = running.0.try_wait()? {
-                bail!("`{name}` ended ({status})");
-            }
-            if begun.elapsed() > PATIENCE {
-                bail!("`{name}` does not listen");
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(running)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have gone with its front end.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

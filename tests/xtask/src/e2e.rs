@@ -15,6 +15,7 @@ use crate::bed::Bed;
 use crate::build::Build;
 use crate::dist;
 use crate::process::{self, progress};
+use crate::served::{self, Served};
 use crate::setup::{self, Ready};
 use crate::summary::Counts;
 use crate::workspace::Workspace;
@@ -51,6 +52,12 @@ struct BedOptions {
     /// Whether they want Debian's kernel with all drivers, at `/bed/full`.
     #[serde(default)]
     full_kernel: bool,
+    /// Modules that L1 loads beside those of every group.
+    #[serde(default)]
+    modules: Vec<String>,
+    /// Devices of L1 that gvmm-device serves on the machine that runs QEMU.
+    #[serde(default)]
+    served: Vec<served::Description>,
 }
 
 struct Case {
@@ -134,6 +141,8 @@ impl Group {
         bed.cpus = self.bed.cpus;
         bed.memory_mib = self.bed.memory_mib;
         bed.timeout = Duration::from_secs(self.bed.timeout);
+        bed.modules.extend_from_slice(&self.bed.modules);
+        bed.served = Served::prepare(workspace, &self.bed.served)?;
         bed.add(dist, "gvmm")?;
         add_tools(&bed, build)?;
         add_libraries(&bed, build, &self.bed.libraries)?;

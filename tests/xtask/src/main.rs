@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod back_end;
 mod bed;
 mod bench;
 mod bench_vhost_user;
@@ -21,6 +22,7 @@ mod l1;
 mod libc_bundle;
 mod process;
 mod samples;
+mod served;
 mod setup;
 mod summary;
 mod test;
