@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed expectation fails the test")]
 
+mod support;
+
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use gvmm_plugin_api::testing::{Buffer, FakeHost, PATIENCE, QueueDriver, VirtioHa
 use gvmm_plugin_api::virtio::{COMMON_FEATURES, VirtioDevice};
 use gvmm_vhost::frontend;
 use gvmm_vhost::isolation::child::Isolated;
+use support::{operation, packet};
 
 /// Where a driver has what it sends, and what it receives.
 const OUT: u64 = VirtioHarness::DATA;
@@ -84,22 +87,6 @@ fn an_isolated_network_card_sends_and_receives_frames() {
     assert_eq!(guest.receive()[HEADER..], frame);
 }
 
-/// A packet of a stream without data (virtio 1.2, 5.10.6).
-fn packet(ports: [u32; 2], operation: u16) -> Vec<u8> {
-    let (guest, host) = (3_u64, 2_u64);
-    let mut bytes = [guest, host].map(u64::to_le_bytes).concat();
-    bytes.extend(ports.map(u32::to_le_bytes).concat());
-    bytes.extend(0_u32.to_le_bytes());
-    bytes.extend([1, operation].map(u16::to_le_bytes).concat());
-    bytes.extend([0_u32, 65536, 0].map(u32::to_le_bytes).concat());
-    bytes
-}
-
-/// Operation of a packet (virtio 1.2, 5.10.6).
-fn operation(packet: &[u8]) -> u16 {
-    u16::from_le_bytes([packet[30], packet[31]])
-}
-
 #[test]
 fn isolated_sockets_are_reached_from_both_sides() {
     const REQUEST: u16 = 1;
@@ -109,7 +96,7 @@ fn isolated_sockets_are_reached_from_both_sides() {
     let port: &Path = &folder.path().join("vm.sock_5000");
     let listener = UnixListener::bind(port).unwrap();
     let mut guest = Guest::new(isolated("virtio_vsock", &[("socket", path.to_str().unwrap())]));
-    guest.send(&packet([1024, 5000], REQUEST));
+    guest.send(&packet([1024, 5000], REQUEST, &[]));
     let (_from_guest, _) = listener.accept().unwrap();
     assert_eq!(operation(&guest.receive()), RESPONSE);
 
@@ -119,7 +106,7 @@ fn isolated_sockets_are_reached_from_both_sides() {
     let request = guest.receive();
     assert_eq!(operation(&request), REQUEST);
     let host_port = u32::from_le_bytes([request[16], request[17], request[18], request[19]]);
-    guest.send(&packet([1025, host_port], RESPONSE));
+    guest.send(&packet([1025, host_port], RESPONSE, &[]));
     let mut greeting = [0; 2];
     to_guest.read_exact(&mut greeting).unwrap();
     assert_eq!(&greeting, b"OK");

@@ -101,6 +101,8 @@ pub(super) fn queue(
         let all = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
         set_status(peer, all)?;
     }
+    // Some back ends forget a kick that comes before the queue is enabled.
+    peer.settle()?;
     // What was made or completed while nobody was there was told to nobody.
     queue.kick.signal();
     queue.call.signal();

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use gvmm_plugin_api::interrupt::Event;
 use gvmm_plugin_api::options::Values;
 use gvmm_plugin_api::services::Services;
-use gvmm_plugin_api::testing::{FakeHost, FakeMemory, QueueDriver, wait_until};
+use gvmm_plugin_api::testing::{FakeHost, FakeMemory, PATIENCE, QueueDriver, wait_until};
 use gvmm_plugin_api::virtio::{
     COMMON_FEATURES, F_EVENT_IDX, F_VERSION_1, QueueSetup, QueueState, VirtioDevice,
 };
@@ -282,6 +282,27 @@ fn good_answer(message: &Message, offer: Offer) -> Option<Vec<u8>> {
         }
         _ => message.needs_reply().then(|| 0_u64.encode()),
     }
+}
+
+#[test]
+fn a_queue_is_kicked_only_when_a_back_end_that_acknowledges_nothing_has_enabled_it() {
+    let place = Place::new();
+    let (mut kick, mut enabled) = (None, false);
+    let (tell, told) = std::sync::mpsc::channel();
+    let puppet = Puppet::start(&place, Offer { protocol: CONFIG, ..PLAIN }, move |message| {
+        match message.code {
+            request::SET_VRING_KICK => kick = Some(Event::from(message.fds[0].try_clone().unwrap())),
+            request::SET_VRING_ENABLE => enabled = true,
+            request::GET_FEATURES if enabled => tell.send(kick.as_ref().unwrap().take()).unwrap(),
+            _ => {}
+        }
+        Act::Normal
+    });
+    let machine = connect(&place.path, &[("queues", "1")]).unwrap();
+    let _driver = machine.start(0);
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(false), "whether it was kicked before");
+    drop(machine);
+    puppet.thread.join().unwrap();
 }
 
 #[test]

@@ -115,6 +115,15 @@ impl Peer {
         }
     }
 
+    /// Waits until what it was told is done. With [`REPLY_ACK`] that is so already; else the answer to any question says so,
+    /// since a back end does one thing after the other.
+    pub(super) fn settle(&self) -> Result<(), PeerError> {
+        if !self.has(REPLY_ACK) {
+            self.ask::<u64>(request::GET_FEATURES, &())?;
+        }
+        Ok(())
+    }
+
     /// Reads configuration space from its start; `None` when the back end has none of this size.
     pub(super) fn config(&self, size: u32) -> Result<Option<Vec<u8>>, PeerError> {
         debug_assert!(self.has(CONFIG));
