@@ -293,12 +293,15 @@ fn frames_sent_without_a_link_are_lost_and_the_guest_goes_on() {
 
 #[test]
 fn a_peer_that_announces_an_impossible_frame_is_left() {
-    let (mut peer, end) = Peer::pair();
-    let mut machine = Machine::on(end, &[], ALL);
-    let _rx = Receiver::start(&mut machine, RX, 64, 2048);
-    peer.receive_any();
-    std::io::Write::write_all(&mut peer.0, &[0xff; 64]).unwrap();
-    wait_until("the link to be down", || !machine.link_up());
-    assert_eq!(std::io::Read::read(&mut peer.0, &mut [0; 8]).unwrap(), 0, "the connection is closed");
-    assert_eq!(machine.host.failures(), [""; 0]);
+    // By itself, and with a good frame before it that is read at the same time.
+    for good in [vec![], [&60_u32.to_be_bytes()[..], &frame(GUEST, 60, 1)].concat()] {
+        let (mut peer, end) = Peer::pair();
+        let mut machine = Machine::on(end, &[], ALL);
+        let _rx = Receiver::start(&mut machine, RX, 64, 2048);
+        peer.receive_any();
+        std::io::Write::write_all(&mut peer.0, &[&good[..], &[0xff; 64]].concat()).unwrap();
+        wait_until("the link to be down", || !machine.link_up());
+        assert_eq!(std::io::Read::read(&mut peer.0, &mut [0; 8]).unwrap(), 0, "the connection is closed");
+        assert_eq!(machine.host.failures(), [""; 0]);
+    }
 }

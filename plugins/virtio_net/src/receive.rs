@@ -207,7 +207,8 @@ impl StreamReceiver {
         Self { card, link, buffers }
     }
 
-    /// Hands the frames that were read on; whether all of them found room.
+    /// Hands the frames that were read on; whether all of them found room. Ends the connection if they are followed by
+    /// what can be no frame.
     fn deliver_all(&mut self, queue: &mut VirtQueue, frames: &mut Frames) -> Result<bool, QueueError> {
         while let Some(frame) = frames.peek() {
             let len = frame.len();
@@ -216,6 +217,9 @@ impl StreamReceiver {
                 return Ok(false);
             }
             frames.consume(len);
+        }
+        if let Err(why) = frames.check() {
+            self.link.lose(why.generation, &why.text);
         }
         Ok(true)
     }

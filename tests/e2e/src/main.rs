@@ -2,9 +2,13 @@
 //! load for measurements; and types to a console. Built without dependencies on a guest's libraries.
 
 mod disk;
+mod flood;
+mod frames;
+mod garble;
 mod journal;
 mod kexec;
 mod load;
+mod mapping;
 mod measure;
 mod pattern;
 mod scribble;
@@ -12,6 +16,7 @@ mod socket;
 mod terminal;
 mod transfer;
 mod verify;
+mod virtio_pci;
 
 use std::process::ExitCode;
 
@@ -40,6 +45,10 @@ enum Command {
     Scribble(scribble::Options),
     /// Start another kernel in place of this one, without a reset of the machine
     Kexec(kexec::Options),
+    /// Put garbage into the queues of a virtio device on PCI
+    Garble(garble::Options),
+    /// Send malformed frames to a guest's network card
+    Flood(flood::Options),
     /// Run a VMM; measure it when its guest prints a text
     Measure(measure::Options),
     /// Run a command on a terminal of its own, and type to it
@@ -60,6 +69,8 @@ fn main() -> ExitCode {
         Command::Load(options) => load::run(&options),
         Command::Scribble(options) => scribble::run(&options),
         Command::Kexec(options) => kexec::run(&options),
+        Command::Garble(options) => garble::run(&options),
+        Command::Flood(options) => flood::run(&options),
         Command::Measure(options) => measure::run(&options),
         Command::Terminal(options) => terminal::run(&options),
         Command::Socket(options) => socket::run(&options),

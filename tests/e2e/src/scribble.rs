@@ -1,14 +1,12 @@
 //! What a hostile guest does to a device: random writes, and reads, of every width wherever they are possible.
 
-use std::fs::{File, OpenOptions};
-use std::num::NonZeroUsize;
+use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::ptr::NonNull;
 
 use anyhow::{Context, Result};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use crate::mapping::Mapping;
 use crate::pattern::Random;
 
 /// Values that mean something to some register, beside random ones: bits, queue sizes, addresses of the frame and RAM.
@@ -39,11 +37,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let size = file.metadata()?.len();
     let mut random = Random::new(options.seed);
     if options.mapped {
-        let memory = Mapping::new(&file, size).with_context(|| format!("cannot map {name}"))?;
+        let registers = Mapping::of_file(&file, size).with_context(|| format!("cannot map {name}"))?;
         for _ in 0..options.count {
             let width = 1 << random.below(4);
             let at = random.below(size / width) * width;
-            memory.access(at, width, value(&mut random), random.below(4) > 0);
+            access(&registers, at, width, value(&mut random), random.below(4) > 0);
         }
     } else {
         for _ in 0..options.count {
@@ -65,51 +63,18 @@ fn value(random: &mut Random) -> u64 {
     }
 }
 
-/// Registers in this process.
-struct Mapping {
-    start: NonNull<std::ffi::c_void>,
-    size: usize,
-}
-
-impl Mapping {
-    fn new(file: &File, size: u64) -> Result<Self> {
-        let size = NonZeroUsize::new(usize::try_from(size)?).context("the file is empty")?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: the kernel chooses the address, so nothing of this process is replaced.
-        let start = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, file, 0) }?;
-        Ok(Self { start, size: size.get() })
-    }
-
-    /// One access at an offset that is a multiple of the width.
-    fn access(&self, at: u64, width: u64, value: u64, write: bool) {
-        let value = write.then_some(value);
-        match width {
-            1 => self.access_as(at, value.map(|value| value as u8)),
-            2 => self.access_as(at, value.map(|value| value as u16)),
-            4 => self.access_as(at, value.map(|value| value as u32)),
-            _ => self.access_as(at, value),
-        }
-    }
-
-    /// Writes the value, or reads without one.
-    fn access_as<T: Copy>(&self, at: u64, value: Option<T>) {
-        let (at, width) = (at as usize, size_of::<T>());
-        assert!(at.is_multiple_of(width) && at + width <= self.size);
-        // SAFETY: the offset lies within the mapping.
-        let place = unsafe { self.start.as_ptr().byte_add(at) }.cast::<T>();
-        match value {
-            // SAFETY: the value lies within the mapping, and is aligned, as the mapping begins at a page.
-            Some(value) => unsafe { place.write_volatile(value) },
-            // SAFETY: as above; `T` is an integer, for which any bytes will do.
-            None => _ = unsafe { place.read_volatile() },
-        }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: nothing refers to the mapping any more.
-        let _ = unsafe { munmap(self.start, self.size) };
+/// One access at an offset that is a multiple of the width.
+fn access(registers: &Mapping, at: u64, width: u64, value: u64, write: bool) {
+    let at = at as usize;
+    match (width, write) {
+        (1, true) => registers.write(at, value as u8),
+        (2, true) => registers.write(at, value as u16),
+        (4, true) => registers.write(at, value as u32),
+        (_, true) => registers.write(at, value),
+        (1, false) => _ = registers.read::<u8>(at),
+        (2, false) => _ = registers.read::<u16>(at),
+        (4, false) => _ = registers.read::<u32>(at),
+        (_, false) => _ = registers.read::<u64>(at),
     }
 }
 

@@ -220,10 +220,16 @@ impl Frames {
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(error) => return Err(lost(error.desc().to_owned())),
         }
+        Ok(())
+    }
+
+    /// Whether what follows can be a frame; where it cannot, there is no telling where the next one begins.
+    pub(crate) fn check(&self) -> Result<(), Lost> {
         match self.next_len() {
-            Some(len) if len > MAX_FRAME => {
-                Err(lost(format!("the other end announced a frame of {len} bytes, more than {MAX_FRAME}")))
-            }
+            Some(len) if len > MAX_FRAME => Err(Lost {
+                generation: self.generation,
+                text: format!("the other end announced a frame of {len} bytes, more than {MAX_FRAME}"),
+            }),
             _ => Ok(()),
         }
     }
