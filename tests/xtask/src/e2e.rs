@@ -140,7 +140,7 @@ impl Group {
         let mut bed = Bed::new(workspace, ready, &format!("e2e-{}", self.name))?;
         bed.cpus = self.bed.cpus;
         bed.memory_mib = self.bed.memory_mib;
-        bed.timeout = Duration::from_secs(self.bed.timeout);
+        bed.timeout = Duration::from_secs(self.bed.timeout) + longer_transfers();
         bed.modules.extend_from_slice(&self.bed.modules);
         bed.served = Served::prepare(workspace, &self.bed.served)?;
         bed.add(dist, "gvmm")?;
@@ -189,6 +189,13 @@ impl Group {
         }
         counts
     }
+}
+
+/// What a group may take longer for the bytes that the caller wants transferred: some dozen times that many pass in all, and
+/// the bed was seen to pass half a megabyte a second.
+fn longer_transfers() -> Duration {
+    let bytes = std::env::var(SIZES[0]).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_secs(bytes / 25_000)
 }
 
 /// The assignments of the sizes that the caller has set.

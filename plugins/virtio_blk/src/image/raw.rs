@@ -16,8 +16,8 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use super::open::{OpenOptions, visible_size};
 use super::{Geometry, Image, Pace, direct};
 
-/// Bytes written at a time where the kernel cannot zero a range by itself.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+/// Bytes written at a time where neither the kernel nor the format can zero a range by itself.
+pub(super) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Whether a file lives in memory alone.
 fn in_memory(file: &File) -> bool {

@@ -13,7 +13,7 @@ ping -c 3 -w 30 192.168.77.1
 guestio transfer tcp:192.168.77.1:5001 --up $size --down $size --rounds 20
 EOF
 cmdline="$cmdline modules=virtio_net"
-limit=900
+limit=$((900 + size / 50000))
 boot --device virtio_net,tap=vm0,mac=02:00:00:00:00:01
 expect_status 0
 expect_console '^02:00:00:00:00:01$'

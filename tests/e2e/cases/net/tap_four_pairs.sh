@@ -10,7 +10,7 @@ guestio transfer tcp:192.168.79.1:5001 --connections 8 --up $size --down $size
 grep -E 'virtio[0-9]+' /proc/interrupts
 EOF
 cmdline="$cmdline modules=virtio_net"
-limit=900
+limit=$((900 + size / 6000))
 start --cpus 4 --device virtio_net,tap=vm2,queues=4
 await '@up'
 ip addr add 192.168.79.1/24 dev vm2

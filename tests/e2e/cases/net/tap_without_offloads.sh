@@ -9,7 +9,7 @@ ping -c 1 -w 60 192.168.78.1
 guestio transfer tcp:192.168.78.1:5001 --up $size --down $size
 EOF
 cmdline="$cmdline modules=virtio_net"
-limit=900
+limit=$((900 + size / 50000))
 start --device virtio_net,tap=vm1,offload=off
 await '@up'
 ip addr add 192.168.78.1/24 dev vm1

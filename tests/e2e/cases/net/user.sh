@@ -16,7 +16,7 @@ guestio transfer tcp:10.9.0.2:5001 --down $size --keep-open
 guestio transfer tcp:10.9.0.2:5001 --rounds 20
 EOF
 cmdline="$cmdline modules=virtio_net"
-limit=900
+limit=$((900 + size / 50000))
 for queues in 1 4; do
     start --cpus "$queues" --device "virtio_net,user,tcp=6001:5002,queues=$queues"
     await '@serving'

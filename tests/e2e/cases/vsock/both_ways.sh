@@ -8,7 +8,7 @@ guestio transfer vsock:2:5001 --up 1 && echo "@reached nobody"
 guestio serve vsock:4294967295:1024
 EOF
 cmdline="$cmdline modules=vmw_vsock_virtio_transport"
-limit=500
+limit=$((500 + size / 50000))
 start --device virtio_vsock,socket=vm.sock
 await '@serving'
 guestio transfer "guest:$PWD/vm.sock:1025" --up 1 && fail "nobody of the guest was reached"

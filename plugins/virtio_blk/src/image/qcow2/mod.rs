@@ -24,6 +24,7 @@ use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
 
 use self::backing::Gate;
 use super::open::OpenOptions;
+use super::raw::ZEROES;
 use super::{Geometry, Image, ImageError, Pace, bounce};
 
 pub(super) use self::header::MAGIC;
@@ -106,6 +107,16 @@ impl Qcow2Image {
     ) -> io::Result<()> {
         let _watch = self.watch()?;
         operation(&mut self.access.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write_zero_bytes(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (access, _watch) = self.shared()?;
+        let end = offset + len;
+        (offset..end).step_by(ZEROES.len()).try_for_each(|at| {
+            // At most as many as there are.
+            let piece = (end - at).min(ZEROES.len() as u64) as usize;
+            access.write(&ZEROES[..piece], at)
+        })
     }
 
     fn watch(&self) -> io::Result<Watch<'_>> {
@@ -208,10 +219,16 @@ impl Image for Qcow2Image {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        if unmap && self.discard {
-            return self.exclusive(|access| access.discard_to_zero(offset, len));
+        let zeroed = if unmap && self.discard {
+            self.exclusive(|access| access.discard_to_zero(offset, len))
+        } else {
+            let (access, _watch) = self.shared()?;
+            access.write_zeroes(offset, len)
+        };
+        match zeroed {
+            // Version 2 has no clusters that read as zero.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.write_zero_bytes(offset, len),
+            other => other,
         }
-        let (access, _watch) = self.shared()?;
-        access.write_zeroes(offset, len)
     }
 }

@@ -30,6 +30,14 @@ fn image(cluster_size: usize) -> TestDisk {
     disk
 }
 
+/// Makes an image without extensions one of version 2, whose header ends where the features of version 3 begin.
+fn downgrade(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    assert_eq!((&bytes[4..8], &bytes[72..80]), (&[0, 0, 0, 3][..], &[0; 8][..]));
+    bytes[7] = 2;
+    fs::write(path, bytes).unwrap();
+}
+
 fn refusal(disk: &TestDisk, options: &[(&str, &str)]) -> String {
     let options = [&[("format", "qcow2")], options].concat();
     let refused = disk.device(&Arc::new(FakeHost::default()), &options).err().unwrap();
@@ -43,8 +51,13 @@ fn read_all(machine: &mut Machine) -> Vec<u8> {
 
 #[test]
 fn what_is_written_is_there_when_the_image_is_opened_again() {
-    for cluster_size in [512, 4096, 65536, 2 << 20] {
+    // All there are, in images of version 3, and one of version 2.
+    let images = (9..=21).map(|bits| (1 << bits, false)).chain([(65536, true)]);
+    for (cluster_size, old) in images {
         let disk = image(cluster_size);
+        if old {
+            downgrade(&disk.path());
+        }
         let mut machine = disk.start(&[("format", "qcow2")]);
         let mut expected = vec![0; SIZE];
         for (sector, len, byte) in [(0, 512, 1), (7, 70_656, 2), (4000, 200 << 10, 3), (8191, 512, 4)] {
@@ -140,6 +153,37 @@ fn backing_files_are_those_that_the_user_names() {
 }
 
 #[test]
+fn a_chain_of_images_shows_the_topmost_content_and_changes_the_first_alone() {
+    let disk = TestDisk::new(&[]);
+    let file = |name: &str| disk.path().with_file_name(name);
+    let folder = disk.path().parent().unwrap().to_str().unwrap().to_owned();
+    let mut expected = pattern(SIZE);
+    fs::write(file("base.img"), &expected).unwrap();
+    // Clusters of another size each, and sectors of its own in front of those below.
+    let chain = [
+        (4096, "lowest.qcow2", ("base.img", "raw")),
+        (2 << 20, "middle.qcow2", ("lowest.qcow2", "qcow2")),
+        (512, "disk.img", ("middle.qcow2", "qcow2")),
+    ];
+    for (sector, (cluster_size, name, backing)) in (0..).zip(chain) {
+        make(&file(name), cluster_size, Some(backing));
+        let path = file(name);
+        let options = [("disk", path.to_str().unwrap()), ("format", "qcow2"), ("backing", &folder)];
+        assert_eq!(disk.start(&options).write(sector, &[7 + sector as u8; 1024]), 0);
+        expected[512 * sector as usize..][..1024].fill(7 + sector as u8);
+    }
+    let below = || ["base.img", "lowest.qcow2", "middle.qcow2"].map(|name| fs::read(file(name)).unwrap());
+    let before = below();
+    let mut machine = disk.start(&[("format", "qcow2"), ("backing", &folder)]);
+    assert_eq!(read_all(&mut machine), expected);
+    assert_eq!(machine.write(100, &pattern(8192)), 0);
+    assert_eq!(machine.range_request(13, &[(1, 2, 1)]), 0);
+    assert_eq!(machine.read(1, 1024), Ok(vec![0; 1024]));
+    drop(machine);
+    assert!(below() == before, "a backing file was written to");
+}
+
+#[test]
 fn backing_files_elsewhere_are_refused() {
     let secret = TestDisk::new(&pattern(8192));
     let secret = secret.path();
@@ -178,11 +222,15 @@ proptest! {
     #[test]
     fn a_corrupt_image_is_refused_or_fails_requests(
         cluster_size in prop::sample::select(vec![512_usize, 4096, 65536]),
+        old in any::<bool>(),
         // Header, first tables, and places anywhere.
         damage in prop::collection::vec((prop_oneof![0..104_usize, 0..8192_usize, 0..(1_usize << 19)], any::<u8>()), 1..24),
         writes in prop::collection::vec((0..8000_u64, 1..64_usize), 1..8),
     ) {
         let disk = image(cluster_size);
+        if old {
+            downgrade(&disk.path());
+        }
         let mut machine = disk.start(&[("format", "qcow2")]);
         for sector in [0, 1000, 5000] {
             machine.write(sector, &pattern(100 << 10));
