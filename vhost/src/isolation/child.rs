@@ -35,7 +35,7 @@ const MAX_LINE: usize = 4096;
 /// What runs in a process of its own.
 #[derive(Debug, Clone)]
 pub struct Isolated {
-    /// The program that serves it; see [`program`].
+    /// The program that serves it; see [`program()`].
     pub program: PathBuf,
     /// File of the plugin.
     pub plugin: PathBuf,
