@@ -17,6 +17,7 @@
 #   back_end PROGRAM ARGUMENT...
 #                        a vhost-user back end in the background, as process $back_end
 #   storage_daemon FILE  QEMU's, serving a disk image on disk.sock
+#   uplink               gives the outer guest an address and a default route, as passt wants to find them
 #   gone PROCESS         waits for the end of a process, which must be a success
 #   disk FILE [MIB]      makes a root disk, or an empty disk of that size
 #   expect_status N      the exit code was N
@@ -110,6 +111,15 @@ back_end() {
 storage_daemon() {
     back_end qemu-storage-daemon --blockdev "driver=file,node-name=disk,filename=$1,locking=off" \
         --export type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path=disk.sock
+}
+
+uplink() {
+    [ ! -e /sys/class/net/up0 ] || return 0
+    tunctl -t up0 >/dev/null
+    ip addr add 10.9.0.1/24 dev up0
+    ip link set up0 up
+    ip link set lo up
+    ip route add default via 10.9.0.2 dev up0
 }
 
 gone() {

@@ -24,7 +24,7 @@ use crate::workspace::Workspace;
 const TOOLS_PACKAGE: &str = "e2e";
 
 /// Numbers that make tests longer, handed on to their scripts: the bed is slow, and by default they are small.
-const SIZES: [&str; 2] = ["GVMM_TRANSFER_BYTES", "GVMM_LIVES"];
+const SIZES: [&str; 3] = ["GVMM_TRANSFER_BYTES", "GVMM_LIVES", "GVMM_REQUESTS"];
 
 /// Tests that share one boot of L1.
 pub(crate) struct Group {

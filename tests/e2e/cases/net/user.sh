@@ -1,5 +1,5 @@
 # User-mode networking passes data both ways: to the host, and to a port of a guest that has sent nothing yet.
-. /bed/cases/uplink
+uplink
 size=${GVMM_TRANSFER_BYTES:-2000000}
 # What the buffers between passt and the server hold: passt of Debian 12 resets a connection on which the guest has sent more
 # than the server has taken, QEMU's guests' as well.

@@ -1,5 +1,5 @@
 # When passt is killed the guest loses its link; it is started again, and the guest's network with it. It ends with gvmm.
-. /bed/cases/uplink
+uplink
 guestio serve tcp:127.0.0.1:5003 --connections 2 &
 server=$!
 guest <<'EOF'

@@ -1,8 +1,9 @@
 # A disk in a sandboxed process of its own that is killed again and again: all is read back as written.
+requests=${GVMM_REQUESTS:-300}
 disk data.img 32
-limit=300
-guest <<'EOF'
-guestio verify /dev/vda --processes 4 --requests 300
+limit=900
+guest <<EOF
+guestio verify /dev/vda --processes 4 --requests $requests
 dmesg | grep -i 'i/o error' && echo "the guest complains"
 EOF
 start --stats stats.json --device virtio_blk,disk=data.img,isolate=on,id=disk --device virtio_rng,isolate=required
@@ -17,5 +18,6 @@ expect_status 0
 expect_console '^verified 4 processes'
 no_console 'the guest complains'
 lost=$(stat_of connections_lost)
+echo "lost $lost times"
 [ "$lost" -ge 3 ] || fail "the process was lost $lost times: not enough to show anything"
 [ -z "$(pidof gvmm-device)" ] || fail "a process is left over"

@@ -1,8 +1,9 @@
 # gvmm-device is killed again and again under writes: the guest sees no error, and all is read back as written.
+requests=${GVMM_REQUESTS:-600}
 disk data.img 32
-limit=300
-guest <<'EOF'
-guestio verify /dev/vda --processes 4 --requests 600
+limit=900
+guest <<EOF
+guestio verify /dev/vda --processes 4 --requests $requests
 dmesg | grep -i 'i/o error' && echo "the guest complains"
 EOF
 start --stats stats.json --device vhost-user,type=blk,socket=disk.sock,id=disk
