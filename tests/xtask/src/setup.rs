@@ -31,7 +31,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
 /// Installs what is missing for the test bed.
 pub(crate) fn ensure(workspace: &Workspace) -> Result<Ready> {
     let _lock = lock(workspace)?;
-    install_host_packages(&[QEMU, CROSS_COMPILER, CROSS_LIBC, MKE2FS])?;
+    install_host_packages(&[QEMU, CROSS_COMPILER, CROSS_LIBC, MKE2FS, XZ])?;
     let cross = build::ensure_cross(workspace)?;
     fetch_crates(workspace)?;
     let guest = guest_packages::ensure(&workspace.cache)?;
@@ -41,14 +41,14 @@ pub(crate) fn ensure(workspace: &Workspace) -> Result<Ready> {
 /// Installs what is missing for guests on this machine's own hypervisor.
 pub(crate) fn ensure_native(workspace: &Workspace) -> Result<Guest> {
     let _lock = lock(workspace)?;
-    install_host_packages(&[MKE2FS])?;
+    install_host_packages(&[MKE2FS, XZ])?;
     guest_packages::ensure(&workspace.cache)
 }
 
 /// Downloads the kernel that some tests want beside the usual one; returns its folder.
 pub(crate) fn ensure_full_kernel(workspace: &Workspace) -> Result<PathBuf> {
     let _lock = lock(workspace)?;
-    install_host_packages(&[MAKE])?;
+    install_host_packages(&[MAKE, XZ])?;
     full_kernel::ensure(&workspace.cache)
 }
 
@@ -97,6 +97,8 @@ const CROSS_LIBC: Need = Need {
     package: "libc6-dev-arm64-cross",
 };
 const MAKE: Need = Need { probe: Probe::Program("make"), package: "make" };
+/// Unpacks kernel modules and sources.
+const XZ: Need = Need { probe: Probe::Program("xz"), package: "xz-utils" };
 const MKE2FS: Need = Need { probe: Probe::Program("mke2fs"), package: "e2fsprogs" };
 
 impl Need {
