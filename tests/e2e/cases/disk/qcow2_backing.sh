@@ -1,4 +1,5 @@
-# Verified writes to images of several cluster sizes, one of version 2, over raw and compressed files, leave images without a flaw and the backing files as they were.
+# Verified writes to images of several cluster sizes, one of version 2, over raw and compressed files, leave images without a
+# flaw and the backing files as they were.
 disk base.img 16
 dd if=/dev/urandom of=base.img bs=1M count=4 conv=notrunc 2>/dev/null
 yes "it compresses well" | dd of=base.img bs=1M seek=8 count=4 iflag=fullblock conv=notrunc 2>/dev/null

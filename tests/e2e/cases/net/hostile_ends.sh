@@ -1,4 +1,5 @@
-# Malformed frames on a tap and on a stream, and garbage in the queues of both cards, harm nothing: the guest pings and passes data afterwards.
+# Malformed frames on a tap and on a stream, and garbage in the queues of both cards, harm nothing: the guest pings and
+# passes data afterwards.
 tunctl -t vm4 >/dev/null
 ip addr add 192.168.80.1/24 dev vm4
 # So that the host lets long frames pass.
