@@ -90,7 +90,6 @@ impl Bench {
             lines: &[],
             message_spis: 0..0,
             doorbells: &[],
-            readable: None,
         };
         let description = Description {
             plan: &plan,

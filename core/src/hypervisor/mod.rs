@@ -71,11 +71,6 @@ pub trait Accelerator: Send + Sync {
         10 * 1024
     }
 
-    /// Whether a guest is given [`VmPlan::readable`] to read.
-    fn shows_registers(&self) -> bool {
-        false
-    }
-
     /// Checks the plan, then builds and starts the VM. Guest memory must already hold the kernel and the device tree.
     ///
     /// Guest memory is used up by the call, even by one that fails: the hypervisor may have changed the device tree in
@@ -113,8 +108,14 @@ pub trait Wiring: Send + Sync {
     /// Leaves the write to the VMM again.
     fn remove_doorbell(&self, doorbell: &DoorbellWrite) -> Result<(), Error>;
 
-    /// Makes reads of [`VmPlan::readable`] exits from now on, if they are not.
-    fn trap_reads(&self) -> Result<(), Error>;
+    /// Whether registers can be shown to the guest; where not, its reads of them are exits.
+    fn shows_registers(&self) -> bool;
+
+    /// Has the guest read registers as memory. They overlap none that are shown, nor guest memory.
+    fn show_registers(&self, registers: &ReadableRegisters) -> Result<(), Error>;
+
+    /// Makes reads of the registers that are shown from an address on exits again.
+    fn hide_registers(&self, base: u64) -> Result<(), Error>;
 }
 
 /// A started VM.

@@ -30,9 +30,6 @@ pub struct VmPlan<'a> {
     pub message_spis: Range<u32>,
     /// Every register write that is turned into an eventfd signal without an exit to user space.
     pub doorbells: &'a [DoorbellWrite],
-    /// Registers that the guest may read as memory. An accelerator that can gives it this memory for reading and
-    /// leaves writes to the VMM; on any other both are exits.
-    pub readable: Option<ReadableRegisters>,
 }
 
 impl VmPlan<'_> {
@@ -99,7 +96,7 @@ pub struct InterruptLine {
     pub device: String,
 }
 
-/// Registers whose content is memory of the VMM's.
+/// Registers that the guest may read as memory of the VMM's; its writes are exits.
 #[derive(Debug, Clone)]
 pub struct ReadableRegisters {
     /// Guest address of the first.

@@ -214,7 +214,6 @@ fn plan<'a>(machine: &'a Machine, ranges: &'a [memory::MemoryRange], loaded: &lo
         lines: &machine.devices.lines,
         message_spis: host.map_or(0..0, |host| host.frame().spis()),
         doorbells: &machine.devices.doorbells,
-        readable: host.filter(|_| machine.accelerator.shows_registers()).and_then(pci::readable),
     }
 }
 

@@ -8,7 +8,7 @@ use gvmm_plugin_api::virtio::VirtioDevice;
 use super::layout::{Allocator, PCI_ECAM, PCI_WINDOW, V2M_FRAME};
 use crate::bus::Bus;
 use crate::device_tree::{self, PciNode};
-use crate::hypervisor::{InterruptLine, ReadableRegisters};
+use crate::hypervisor::InterruptLine;
 use crate::pci::function::FunctionSpec;
 use crate::pci::host::{ECAM_SIZE, Ecam, PciHost, Window};
 use crate::pci::plugged;
@@ -75,7 +75,7 @@ impl PciBuilder {
             format!("the PCI devices want {messages} interrupts: {error}; add transport=mmio to some")
         })?;
         let frame = Arc::new(V2mFrame::new(V2M_FRAME, spis));
-        let host = Arc::new(PciHost::new(self.specs, frame.clone(), PCI_WINDOW)?);
+        let host = Arc::new(PciHost::new(self.specs, frame.clone(), PCI_ECAM, PCI_WINDOW)?);
         bus.insert(V2M_FRAME, FRAME_SIZE, BUS_NAME, frame);
         bus.insert(PCI_ECAM, ECAM_SIZE, BUS_NAME, Arc::new(Ecam(host.clone())));
         let window = PCI_WINDOW.end - PCI_WINDOW.start;
@@ -84,15 +84,10 @@ impl PciBuilder {
     }
 }
 
-/// Configuration space as the guest may read it.
-pub fn readable(host: &PciHost) -> Option<ReadableRegisters> {
-    host.image().map(|image| ReadableRegisters { base: PCI_ECAM, image: image.clone() })
-}
-
 /// What the device tree says of a host.
 pub fn node(host: &PciHost) -> PciNode {
     PciNode {
-        ecam: PCI_ECAM..PCI_ECAM + ECAM_SIZE,
+        ecam: host.ecam()..host.ecam() + ECAM_SIZE,
         window: host.window(),
         frame: host.frame().base()..host.frame().base() + FRAME_SIZE,
         message_spis: host.frame().spis(),

@@ -1,5 +1,6 @@
 //! Memory that shows registers: the guest reads it without an exit, and the VMM alone writes it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -13,8 +14,8 @@ const PAGE: usize = 0x1000;
 /// Bytes of ones in the file; a larger image maps them again and again.
 const ONES: usize = 0x8000;
 
-/// An image of registers in which most bytes are ones, as on a bus that nobody answers on. Pages of its own have those
-/// that do answer; all the others share their memory.
+/// An image of registers. Pages of its own have those that change; in a [sparse](RegisterImage::sparse) one all others
+/// share their memory.
 #[derive(Debug)]
 pub struct RegisterImage {
     reservation: Reservation,
@@ -30,21 +31,21 @@ unsafe impl Send for RegisterImage {}
 unsafe impl Sync for RegisterImage {}
 
 impl RegisterImage {
-    /// An image of ones, of a multiple of 32 KiB, in which the pages at the offsets `own` can be written.
+    /// An image of ones, as on a bus that nobody answers on, of a multiple of 32 KiB, in which the pages at the offsets
+    /// `own` can be written.
     ///
     /// # Errors
     ///
     /// Sizes and offsets that are no such multiples, hosts whose pages are not of 4 KiB, and a refusal by the host's
     /// kernel.
-    pub fn new(size: usize, own: Vec<usize>) -> io::Result<Self> {
+    pub fn sparse(size: usize, own: Vec<usize>) -> io::Result<Self> {
         let inside = |at: &usize| at.is_multiple_of(PAGE) && *at < size;
-        if size == 0 || !size.is_multiple_of(ONES) || !own.iter().all(inside) || host_page() != Some(PAGE) {
+        if !size.is_multiple_of(ONES) || !own.iter().all(inside) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let file = ones(ONES + own.len() * PAGE)?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let reservation = Reservation::map(size, libc::PROT_NONE, flags, None)?;
-        let image = Self { reservation, size, own };
+        let file = memfd()?;
+        file.write_all_at(&vec![0xff; ONES + own.len() * PAGE], 0)?;
+        let image = Self::reserve(size, own)?;
         for at in (0..size).step_by(ONES) {
             image.place(at, ONES, libc::PROT_READ, &file, 0)?;
         }
@@ -52,6 +53,28 @@ impl RegisterImage {
             image.place(*at, PAGE, libc::PROT_READ | libc::PROT_WRITE, &file, ONES + number * PAGE)?;
         }
         Ok(image)
+    }
+
+    /// An image of zeroes for registers that take so many bytes, in whole pages, all of which can be written.
+    ///
+    /// # Errors
+    ///
+    /// No bytes, hosts whose pages are not of 4 KiB, and a refusal by the host's kernel.
+    pub fn blank(registers: usize) -> io::Result<Self> {
+        let size = registers.checked_next_multiple_of(PAGE).ok_or(io::ErrorKind::Unsupported)?;
+        let file = memfd()?;
+        file.set_len(size as u64)?;
+        let image = Self::reserve(size, (0..size).step_by(PAGE).collect())?;
+        image.place(0, size, libc::PROT_READ | libc::PROT_WRITE, &file, 0)?;
+        Ok(image)
+    }
+
+    fn reserve(size: usize, own: Vec<usize>) -> io::Result<Self> {
+        if size == 0 || host_page() != Some(PAGE) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        Ok(Self { reservation: Reservation::map(size, libc::PROT_NONE, flags, None)?, size, own })
     }
 
     /// Bytes of the image.
@@ -79,9 +102,8 @@ impl RegisterImage {
     }
 
     /// Four bytes at a multiple of four, as the guest sees them.
-    #[cfg(test)]
-    pub(crate) fn shown(&self, offset: usize) -> u32 {
-        assert!(offset.is_multiple_of(4) && offset < self.size);
+    pub fn shown(&self, offset: usize) -> u32 {
+        assert!(offset.is_multiple_of(4) && offset < self.size, "no word of an image: {offset:#x}");
         // SAFETY: the place is aligned and mapped as long as `self` lives.
         let word = unsafe { self.at(offset).cast::<u32>().as_ptr().read_volatile() };
         u32::from_le(word)
@@ -93,14 +115,7 @@ impl RegisterImage {
         unsafe { self.reservation.start().add(offset) }
     }
 
-    fn place(
-        &self,
-        at: usize,
-        length: usize,
-        protection: i32,
-        file: &OwnedFd,
-        offset: usize,
-    ) -> io::Result<()> {
+    fn place(&self, at: usize, length: usize, protection: i32, file: &File, offset: usize) -> io::Result<()> {
         let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
         let target = self.at(at).as_ptr().cast();
@@ -116,17 +131,15 @@ fn host_page() -> Option<usize> {
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()
 }
 
-/// A memfd of ones.
-fn ones(length: usize) -> io::Result<OwnedFd> {
+/// An empty memfd.
+fn memfd() -> io::Result<File> {
     // SAFETY: the name is a C string; the call has no other memory arguments.
     let fd = unsafe { libc::memfd_create(c"gvmm-registers".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is new and belongs to nobody else.
-    let file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    file.write_all_at(&vec![0xff; length], 0)?;
-    Ok(file.into())
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
 
 /// Brings a word from the caches to memory. The guest maps registers as device memory, and its reads pass the caches by
@@ -149,7 +162,7 @@ mod tests {
 
     /// Machines whose pages are not of 4 KiB have no images.
     fn image(own: Vec<usize>) -> Option<RegisterImage> {
-        let image = RegisterImage::new(SIZE, own);
+        let image = RegisterImage::sparse(SIZE, own);
         assert_eq!(image.is_ok(), host_page() == Some(PAGE), "{image:?}");
         image.ok()
     }
@@ -180,9 +193,20 @@ mod tests {
     }
 
     #[test]
+    fn a_blank_one_shows_zeroes_but_for_what_was_written() {
+        let Ok(image) = RegisterImage::blank(PAGE + 1) else { return };
+        assert_eq!(image.size(), 2 * PAGE as u64);
+        image.show(PAGE, 5);
+        assert_eq!([0, PAGE - 4, PAGE, 2 * PAGE - 4].map(|at| image.shown(at)), [0, 0, 5, 0]);
+        image.show(2 * PAGE, 7);
+    }
+
+    #[test]
     fn refuses_what_it_cannot_map() {
+        assert!(RegisterImage::blank(0).is_err());
+        assert!(RegisterImage::blank(usize::MAX).is_err());
         for (size, own) in [(0, vec![]), (ONES + PAGE, vec![]), (ONES, vec![ONES]), (ONES, vec![4])] {
-            assert!(RegisterImage::new(size, own).is_err());
+            assert!(RegisterImage::sparse(size, own).is_err());
         }
     }
 }

@@ -1,6 +1,5 @@
 //! A VM's wiring, and a function on it, to try things on.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use gvmm_plugin_api::mmio::{AccessError, Width};
@@ -13,7 +12,7 @@ use super::host::{Ecam, PciHost, Window};
 use super::v2m::V2mFrame;
 use crate::bus::Registers;
 use crate::eventfd;
-use crate::hypervisor::{DoorbellWrite, Error, InterruptLine, Wiring};
+use crate::hypervisor::{DoorbellWrite, Error, InterruptLine, ReadableRegisters, Wiring};
 
 /// Address of the GICv2m frame.
 pub(crate) const FRAME: u64 = 0x802_0000;
@@ -26,7 +25,7 @@ pub(crate) struct Board {
     lines: Mutex<Vec<InterruptLine>>,
     raised: Mutex<Vec<(u32, u64)>>,
     doorbells: Mutex<Vec<u64>>,
-    pub(crate) reads_trapped: AtomicBool,
+    shown: Mutex<Vec<ReadableRegisters>>,
 }
 
 impl Board {
@@ -48,6 +47,20 @@ impl Board {
     pub(crate) fn taken(&self, spi: u32) -> u64 {
         self.lines.lock().unwrap().iter().for_each(|line| self.take(line));
         self.raised.lock().unwrap().iter().filter(|(raised, _)| *raised == spi).map(|(_, count)| count).sum()
+    }
+
+    /// The addresses from which on the guest reads registers as memory, ascending.
+    pub(crate) fn shown(&self) -> Vec<u64> {
+        let mut bases: Vec<u64> = self.shown.lock().unwrap().iter().map(|registers| registers.base).collect();
+        bases.sort_unstable();
+        bases
+    }
+
+    /// What the guest reads as memory at a multiple of four, if it does.
+    pub(crate) fn shown_at(&self, address: u64) -> Option<u32> {
+        let shown = self.shown.lock().unwrap();
+        let inside = |of: &&ReadableRegisters| (of.base..of.base + of.image.size()).contains(&address);
+        shown.iter().find(inside).map(|registers| registers.image.shown((address - registers.base) as usize))
     }
 
     fn take(&self, line: &InterruptLine) {
@@ -91,8 +104,23 @@ impl Wiring for Board {
         Ok(())
     }
 
-    fn trap_reads(&self) -> Result<(), Error> {
-        self.reads_trapped.store(true, Ordering::Relaxed);
+    fn shows_registers(&self) -> bool {
+        true
+    }
+
+    fn show_registers(&self, registers: &ReadableRegisters) -> Result<(), Error> {
+        let mut shown = self.shown.lock().unwrap();
+        let range = |of: &ReadableRegisters| of.base..of.base + of.image.size();
+        let new = range(registers);
+        if shown.iter().map(range).any(|old| old.start < new.end && new.start < old.end) {
+            return Err(Error::Call(format!("something is shown at {:#x}", registers.base)));
+        }
+        shown.push(registers.clone());
+        Ok(())
+    }
+
+    fn hide_registers(&self, base: u64) -> Result<(), Error> {
+        self.shown.lock().unwrap().retain(|registers| registers.base != base);
         Ok(())
     }
 }
@@ -101,6 +129,8 @@ pub(crate) fn line(spi: u32, device: &str) -> InterruptLine {
     InterruptLine { spi, eventfd: Arc::new(eventfd::new().unwrap()), device: device.to_owned() }
 }
 
+/// Address of configuration space.
+pub(crate) const ECAM: u64 = 0x3000_0000;
 /// Addresses of BARs.
 pub(crate) const WINDOW: std::ops::Range<u64> = 0x1000_0000..0x1010_0000;
 /// Bytes of registers of a [`Recorder`].
@@ -167,14 +197,12 @@ impl Bench {
         let lines: Vec<_> = (1..).zip(&devices).map(|(spi, _)| line(spi, "dev")).collect();
         let parts = devices.iter().zip(&vectors).zip(&lines);
         let specs = parts.map(|((device, vectors), line)| spec(device, vectors, line)).collect();
-        let host = Arc::new(PciHost::new(specs, frame, WINDOW).unwrap());
+        let host = Arc::new(PciHost::new(specs, frame, ECAM, WINDOW).unwrap());
         for line in &lines {
             board.connect(line).unwrap();
         }
         let wiring: Arc<dyn Wiring> = board.clone();
         host.attach(&wiring);
-        // Here already, so that it has to follow what tests do.
-        host.image();
         let (ecam, window) = (Ecam(host.clone()), Window(host.clone()));
         Self { board, host, ecam, window, devices, vectors, lines }
     }
@@ -188,13 +216,22 @@ impl Bench {
         self.ecam.write(device << 15 | offset, width, value).unwrap();
     }
 
-    /// Whether the guest sees in memory what a read of configuration space gives, as long as it may read the memory.
+    /// Whether the guest sees in memory what a read of configuration space gives, where it sees any. Machines whose pages
+    /// are not of 4 KiB show none.
     pub(crate) fn is_shown(&self, device: u64, offset: u64) -> bool {
         let place = device << 15 | offset & !3;
         let read = || self.ecam.read(place, Width::Word).unwrap() as u32;
-        let trapped = self.board.reads_trapped.load(Ordering::Relaxed);
-        // Machines whose pages are not of 4 KiB have no image.
-        trapped || self.host.image().is_none_or(|image| image.shown(place as usize) == read())
+        self.board.shown_at(ECAM + place).is_none_or(|shown| shown == read())
+    }
+
+    /// Whether the guest sees in memory what a read of the window gives, where it sees any. Where two BARs answer it may be
+    /// either's.
+    pub(crate) fn window_is_shown(&self, address: u64) -> bool {
+        let Some(shown) = self.board.shown_at(address) else { return true };
+        let functions = self.host.functions().iter();
+        // What is no register reads as zero.
+        let answers = functions.filter(|function| function.decode(address, Width::Word).is_some()).count();
+        answers > 1 || self.read(address).unwrap_or(0) as u32 == shown
     }
 
     /// Reads an address of the window.

@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::bars::{BarLayout, Place, RegisterBar, layouts};
 use super::config::{ConfigError, ConfigSpace, Identity, SIZE, command};
 use super::msix::{self, Gate, Msix};
+use super::shown::ShownPart;
 use super::v2m::V2mFrame;
 use super::wire::Wire;
 use crate::bus::AccessCount;
@@ -33,6 +34,12 @@ pub trait FunctionDevice: Send + Sync {
 
     /// Back to the state after power-on, as far as the guest reached it through the function. No vCPU runs.
     fn reset(&self);
+
+    /// The first pages of BAR 0 as the guest may read them, if reading has no effect there. The device keeps them right
+    /// from now on, a change being shown before the guest can know of it.
+    fn image(&self) -> Option<Arc<RegisterImage>> {
+        None
+    }
 }
 
 /// A capability through which the guest reaches BAR 0 by configuration space alone: where its fields are, counted from
@@ -98,6 +105,32 @@ struct State {
     wiring: Option<Arc<dyn Wiring>>,
     /// The doorbells that the VM has for the moment.
     doorbells: Vec<DoorbellWrite>,
+    /// What the guest reads as memory, while a VM can do that.
+    parts: Vec<ShownPart>,
+    /// The MSI-X table among them.
+    table: Option<Arc<RegisterImage>>,
+}
+
+impl State {
+    /// Shows a range of the MSI-X table to a guest that reads it as memory.
+    fn show_table(&self, range: Range<u64>) {
+        let Some(image) = &self.table else { return };
+        for at in (range.start & !3..range.end.min(self.msix.table_size())).step_by(4) {
+            if let Ok(word) = self.msix.read_table(at, Width::Word) {
+                // The table has at most 32 KiB, and a word is read as one.
+                image.show(at as usize, word as u32);
+            }
+        }
+    }
+}
+
+/// Where configuration space is shown.
+struct ConfigImage {
+    image: Arc<RegisterImage>,
+    /// The function's place in it.
+    place: usize,
+    /// Where the guest has the image.
+    base: u64,
 }
 
 /// A function in the machine.
@@ -114,8 +147,7 @@ pub struct PciFunction {
     access_window: Option<AccessWindow>,
     spi: Option<u32>,
     doorbells: Vec<(u64, Arc<EventFd>)>,
-    /// Where configuration space is shown to the guest.
-    shown: OnceLock<(Arc<RegisterImage>, usize)>,
+    shown: OnceLock<ConfigImage>,
     state: Mutex<State>,
     reads: AtomicU64,
     writes: AtomicU64,
@@ -137,7 +169,15 @@ impl PciFunction {
         let built = configuration(&spec, &layouts, &places).map_err(|e| e.to_string())?;
         let (pristine, msix_at, access_window) = built;
         let line = spec.line.as_ref().map(|line| Wire::new(line.eventfd.clone(), &spec.id));
-        let state = State { config: pristine.clone(), msix, line, wiring: None, doorbells: Vec::new() };
+        let state = State {
+            config: pristine.clone(),
+            msix,
+            line,
+            wiring: None,
+            doorbells: Vec::new(),
+            parts: Vec::new(),
+            table: None,
+        };
         let bar = |layout| Bar { layout, decoded: AtomicU64::new(NOWHERE) };
         Ok(Self {
             id: spec.id,
@@ -156,10 +196,11 @@ impl PciFunction {
         })
     }
 
-    /// Shows configuration space at an offset of an image from now on. The first one stays.
-    pub fn show_in(&self, image: Arc<RegisterImage>, offset: usize) {
+    /// Shows configuration space at a place in an image from now on, which the guest has at an address. The first one
+    /// stays.
+    pub(super) fn show_in(&self, image: Arc<RegisterImage>, place: usize, base: u64) {
         let state = self.lock();
-        self.shown.get_or_init(|| (image, offset));
+        self.shown.get_or_init(|| ConfigImage { image, place, base });
         self.show(&state.config, 0..SIZE);
     }
 
@@ -174,7 +215,23 @@ impl PciFunction {
         if let Some(line) = &mut state.line {
             line.restart(self.spi);
         }
+        if wiring.shows_registers() {
+            self.make_parts(&mut state);
+        }
         state.wiring = Some(wiring);
+    }
+
+    /// What of the BARs the guest may read as memory: what the device says, and the MSI-X table.
+    fn make_parts(&self, state: &mut State) {
+        state.parts.extend(self.device.image().map(|image| ShownPart::new(0, 0, image)));
+        let Some(bar) = self.bars.iter().find(|bar| !bar.layout.table.is_empty()) else { return };
+        let BarLayout { index, table, .. } = &bar.layout;
+        // A table has at most 32 KiB. Machines that can map none have its reads as exits.
+        let Ok(image) = RegisterImage::blank((table.end - table.start) as usize) else { return };
+        let image = Arc::new(image);
+        state.parts.push(ShownPart::new(*index, table.start, image.clone()));
+        state.table = Some(image);
+        state.show_table(0..state.msix.table_size());
     }
 
     /// Back to the state after power-on; takes everything from the VM that it connected to it. No vCPU runs.
@@ -188,6 +245,8 @@ impl PciFunction {
         if let Some(line) = &mut state.line {
             line.restart(None);
         }
+        state.parts.clear();
+        state.table = None;
         state.wiring = None;
         self.device.reset();
     }
@@ -229,7 +288,12 @@ impl PciFunction {
         let BarAccess { bar, offset, width } = access;
         match bar.place(offset, width) {
             Place::Registers(offset) => self.device.write(bar.index, offset, width, value),
-            Place::Table(offset) => self.lock().msix.write_table(offset, width, value),
+            Place::Table(offset) => {
+                let mut state = self.lock();
+                state.msix.write_table(offset, width, value)?;
+                state.show_table(offset..offset + width.bytes() as u64);
+                Ok(())
+            }
             Place::Pending(_) => Err(AccessError::Direction),
             Place::Nothing => Err(AccessError::NoRegister),
         }
@@ -269,7 +333,7 @@ impl PciFunction {
 
     /// Shows a range of configuration space to a guest that reads it as memory.
     fn show(&self, config: &ConfigSpace, range: Range<usize>) {
-        let Some((image, place)) = self.shown.get() else { return };
+        let Some(ConfigImage { image, place, .. }) = self.shown.get() else { return };
         for at in (range.start & !3..range.end.min(SIZE)).step_by(4) {
             image.show(place + at, config.word(at));
         }
@@ -277,8 +341,8 @@ impl PciFunction {
 
     /// From here on a read of the access window is one of a register, which memory cannot show.
     fn trap_reads(&self, state: &State) {
-        let Some(wiring) = &state.wiring else { return };
-        if let Err(error) = wiring.trap_reads() {
+        let (Some(wiring), Some(config)) = (&state.wiring, self.shown.get()) else { return };
+        if let Err(error) = wiring.hide_registers(config.base) {
             tracing::warn!("device {}: its access window reads as it was: {error}", self.id);
         }
     }
@@ -335,15 +399,26 @@ impl PciFunction {
         }
     }
 
-    /// A BAR answers at the address in its register if that is one which the host leads there. The doorbells in BAR 0 go
-    /// along.
+    /// A BAR answers at the address in its register if that is one which the host leads there. What the guest reads of
+    /// it as memory goes along, and the doorbells in BAR 0.
     fn settle_bar(&self, state: &mut State, bar: &Bar, memory: bool) {
         let base = state.config.bar(bar.layout.index);
         let end = base + u64::from(bar.layout.size);
         let here = memory && base >= self.window.start && end <= self.window.end;
         let new = if here { base } else { NOWHERE };
-        if bar.decoded.swap(new, Ordering::AcqRel) != new && bar.layout.index == 0 {
+        if bar.decoded.swap(new, Ordering::AcqRel) == new {
+            return;
+        }
+        self.move_parts(state, bar.layout.index, here.then_some(base));
+        if bar.layout.index == 0 {
             self.move_doorbells(state, here.then_some(base));
+        }
+    }
+
+    fn move_parts(&self, state: &mut State, bar: usize, base: Option<u64>) {
+        let Some(wiring) = &state.wiring else { return };
+        for part in state.parts.iter_mut().filter(|part| part.bar() == bar) {
+            part.follow(base, &**wiring, &self.id);
         }
     }
 

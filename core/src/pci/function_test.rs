@@ -1,11 +1,10 @@
 //! Functions on a bus, driven as a guest does.
 
-use std::sync::atomic::Ordering;
-
 use gvmm_plugin_api::mmio::{AccessError, Width};
 
 use super::config::{command, reg};
-use super::fixture::{ACCESS_AT, Bench, MSIX_AT, SETSPI, WINDOW};
+use super::fixture::{ACCESS_AT, Bench, ECAM, MSIX_AT, SETSPI, WINDOW};
+use crate::bus::Registers;
 use crate::eventfd;
 
 const BAR0: u64 = 0x10;
@@ -191,7 +190,7 @@ fn memory_shows_what_reads_of_configuration_space_give() {
     for offset in (0..0x1000).step_by(4) {
         assert!((0..3).all(|device| bench.is_shown(device, offset)), "{offset:#x}");
     }
-    assert!(!bench.board.reads_trapped.load(Ordering::Relaxed));
+    assert_eq!(bench.board.shown_at(ECAM).is_some(), bench.host.image().is_some());
     bench.host.detach();
     assert!((0..0x100).all(|offset| bench.is_shown(1, offset)));
     assert_eq!(bench.config(1, COMMAND, Width::Half), 0);
@@ -201,7 +200,44 @@ fn memory_shows_what_reads_of_configuration_space_give() {
 fn memory_shows_nothing_any_more_once_the_access_window_is_open() {
     let bench = Bench::new(1);
     bench.set_config(0, ACCESS_AT + 8, Width::Word, 0x20);
-    assert!(!bench.board.reads_trapped.load(Ordering::Relaxed));
+    assert_eq!(bench.board.shown_at(ECAM).is_some(), bench.host.image().is_some());
     bench.set_config(0, ACCESS_AT + 12, Width::Word, 2);
-    assert!(bench.board.reads_trapped.load(Ordering::Relaxed));
+    assert_eq!(bench.board.shown_at(ECAM), None);
+}
+
+#[test]
+fn memory_shows_the_table_of_messages_where_the_bar_is() {
+    let bench = Bench::new(2);
+    if bench.host.image().is_none() {
+        return;
+    }
+    let (table, moved) = (WINDOW.start + TABLE, WINDOW.start + 8 * SIZE + TABLE);
+    assert_eq!(bench.board.shown(), [ECAM], "no BAR answers");
+    bench.use_messages();
+    assert_eq!(bench.board.shown(), [table, ECAM]);
+    let shown = |base, at: [u64; 6]| at.map(|at| bench.board.shown_at(base + at).unwrap());
+    assert_eq!(shown(table, [0, 8, 12, 28, 32, 0xffc]), [SETSPI as u32, 42, 0, 1, 0, 0]);
+    bench.window.write(TABLE + 24, Width::Double, 0xb_0000_0007).unwrap();
+    bench.move_bar(0, WINDOW.start + 8 * SIZE);
+    assert_eq!(bench.board.shown(), [moved, ECAM]);
+    assert_eq!(shown(moved, [0, 8, 12, 24, 28, 32]), [SETSPI as u32, 42, 0, 7, 1, 0]);
+    bench.set_command(0, 0);
+    assert_eq!(bench.board.shown(), [ECAM]);
+    bench.set_command(0, command::MEMORY);
+    bench.host.detach();
+    assert_eq!(bench.board.shown(), [ECAM], "which goes with the VM");
+}
+
+#[test]
+fn of_two_bars_at_one_place_the_first_is_shown() {
+    let bench = Bench::new(2);
+    if bench.host.image().is_none() {
+        return;
+    }
+    bench.set_command(0, command::MEMORY);
+    bench.set_command(1, command::MEMORY);
+    bench.move_bar(1, WINDOW.start);
+    assert_eq!(bench.board.shown(), [WINDOW.start + TABLE, ECAM]);
+    bench.move_bar(1, WINDOW.start + SIZE);
+    assert_eq!(bench.board.shown(), [WINDOW.start + TABLE, WINDOW.start + SIZE + TABLE, ECAM]);
 }

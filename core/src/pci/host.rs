@@ -10,7 +10,7 @@ use super::config::SIZE;
 use super::function::{BarAccess, FunctionSpec, PciFunction};
 use super::v2m::V2mFrame;
 use crate::bus::{AccessCount, Registers};
-use crate::hypervisor::Wiring;
+use crate::hypervisor::{ReadableRegisters, Wiring};
 use crate::memory::RegisterImage;
 
 /// Bytes of ECAM for one bus.
@@ -31,13 +31,19 @@ pub struct PciHost {
     /// Configuration space of the bus as memory, once somebody wants it.
     image: OnceLock<Option<Arc<RegisterImage>>>,
     frame: Arc<V2mFrame>,
+    ecam: u64,
     window: Range<u64>,
 }
 
 impl PciHost {
-    /// A host of these functions, in the order of their devices, whose BARs are led through a window. Errors name the
-    /// device.
-    pub fn new(specs: Vec<FunctionSpec>, frame: Arc<V2mFrame>, window: Range<u64>) -> Result<Self, String> {
+    /// A host of these functions, in the order of their devices, with [`ECAM_SIZE`] bytes of ECAM at an address, whose
+    /// BARs are led through a window. Errors name the device.
+    pub fn new(
+        specs: Vec<FunctionSpec>,
+        frame: Arc<V2mFrame>,
+        ecam: u64,
+        window: Range<u64>,
+    ) -> Result<Self, String> {
         let mut free = window.start;
         let mut functions = Vec::new();
         for spec in specs {
@@ -50,23 +56,24 @@ impl PciHost {
             let function = PciFunction::new(spec, frame.clone(), window.clone(), &mut free);
             functions.push(function.map_err(|error| format!("{named}: {error}"))?);
         }
-        Ok(Self { functions, image: OnceLock::new(), frame, window })
+        Ok(Self { functions, image: OnceLock::new(), frame, ecam, window })
     }
 
-    /// What reads of configuration space give, for accelerators that can give it to the guest as memory; `None` on hosts
-    /// that cannot map it. It is right until a function calls [`Wiring::trap_reads`].
-    pub fn image(&self) -> Option<&Arc<RegisterImage>> {
+    /// What reads of configuration space give; `None` on machines that cannot map it. It is right as long as the wiring
+    /// shows it.
+    pub(super) fn image(&self) -> Option<&Arc<RegisterImage>> {
         self.image.get_or_init(|| self.make_image()).as_ref()
     }
 
     fn make_image(&self) -> Option<Arc<RegisterImage>> {
         let place_of = |device| device * (FUNCTIONS * FUNCTION_SIZE) as usize;
-        let image = RegisterImage::new(ECAM_SIZE as usize, (0..self.functions.len()).map(place_of).collect());
+        let image =
+            RegisterImage::sparse(ECAM_SIZE as usize, (0..self.functions.len()).map(place_of).collect());
         let image =
             image.inspect_err(|error| tracing::debug!("no memory shows configuration space: {error}"));
         let image = Arc::new(image.ok()?);
         for (device, function) in self.functions.iter().enumerate() {
-            function.show_in(image.clone(), place_of(device));
+            function.show_in(image.clone(), place_of(device), self.ecam);
         }
         Some(image)
     }
@@ -81,6 +88,11 @@ impl PciHost {
         &self.frame
     }
 
+    /// Address of configuration space.
+    pub fn ecam(&self) -> u64 {
+        self.ecam
+    }
+
     /// The addresses of BARs.
     pub fn window(&self) -> Range<u64> {
         self.window.clone()
@@ -91,6 +103,18 @@ impl PciHost {
         self.frame.attach(Some(wiring.clone()));
         for function in &self.functions {
             function.attach(wiring.clone());
+        }
+        if wiring.shows_registers() {
+            self.show_config(&**wiring);
+        }
+    }
+
+    /// Has the guest read configuration space as memory. The VM's end undoes it.
+    fn show_config(&self, wiring: &dyn Wiring) {
+        let Some(image) = self.image() else { return };
+        let registers = ReadableRegisters { base: self.ecam, image: image.clone() };
+        if let Err(error) = wiring.show_registers(&registers) {
+            tracing::debug!("reads of configuration space are exits: {error}");
         }
     }
 

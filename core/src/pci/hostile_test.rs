@@ -83,6 +83,10 @@ proptest! {
             if let Place::Config(device, at) = place {
                 prop_assert!(bench.is_shown(*device, *at), "memory shows something else at {:#x}", at);
             }
+            for page in bench.board.shown().into_iter().filter(|base| WINDOW.contains(base)) {
+                let wrong = (page..page + 0x1000).step_by(4).find(|address| !bench.window_is_shown(*address));
+                prop_assert_eq!(wrong, None);
+            }
             bench.vectors.iter().flatten().for_each(|event| eventfd::signal(event));
         }
         // Recorders check the offsets themselves. Interrupts of the guest's own devices alone are connected, each once.

@@ -12,6 +12,7 @@ pub mod function;
 pub mod host;
 pub mod msix;
 pub mod plugged;
+mod shown;
 pub mod v2m;
 pub mod wire;
 

@@ -7,7 +7,7 @@ use gvmm_plugin_api::pci::{Bar, Capability, Identity, Interrupts, PciDevice, Pci
 use proptest::prelude::*;
 
 use super::config::{command, reg};
-use super::fixture::{Board, FRAME, SETSPI, WINDOW, line};
+use super::fixture::{Board, ECAM, FRAME, SETSPI, WINDOW, line};
 use super::host::{Ecam, PciHost, Window};
 use super::plugged;
 use super::v2m::V2mFrame;
@@ -110,7 +110,7 @@ impl Bench {
         let line = line(LINE, "card");
         card.layout().check().unwrap();
         let spec = plugged::spec("card", card.clone(), Some(line.clone())).unwrap();
-        let host = Arc::new(PciHost::new(vec![spec], frame, WINDOW).unwrap());
+        let host = Arc::new(PciHost::new(vec![spec], frame, ECAM, WINDOW).unwrap());
         board.connect(&line).unwrap();
         let wiring: Arc<dyn Wiring> = board.clone();
         host.attach(&wiring);
@@ -306,7 +306,7 @@ fn a_function_without_interrupts_has_neither_a_pin_nor_msi_x() {
     }
     let frame = Arc::new(V2mFrame::new(FRAME, FIRST_MESSAGE..FIRST_MESSAGE));
     let spec = plugged::spec("quiet", Arc::new(Quiet), None).unwrap();
-    let host = Arc::new(PciHost::new(vec![spec], frame, WINDOW).unwrap());
+    let host = Arc::new(PciHost::new(vec![spec], frame, ECAM, WINDOW).unwrap());
     let ecam = Ecam(host.clone());
     assert_eq!((ecam.read(0x3d, Width::Byte), ecam.read(0x34, Width::Byte)), (Ok(0), Ok(0)));
     assert_eq!(ecam.read(0x06, Width::Half), Ok(0), "there is no list of capabilities");

@@ -43,8 +43,17 @@ pub trait InterruptRoute: Send + Sync {
     /// The event to signal when buffers of a queue have been used; a handle of its own for the device.
     fn queue(&self, index: u16) -> std::io::Result<Event>;
 
-    /// Interrupts the driver for a change of configuration or status.
-    fn configuration(&self);
+    /// Interrupts the driver for a change of configuration or status; `latest` tells what there is to see.
+    fn configuration(&self, latest: &dyn Fn() -> OwnState);
+}
+
+/// What a device changes in its registers by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OwnState {
+    /// Changes of the configuration space so far.
+    pub generation: u32,
+    /// The device cannot go on without a reset.
+    pub needs_reset: bool,
 }
 
 /// A queue as the driver programs it.
@@ -289,6 +298,12 @@ impl VirtioFunction {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// What the device changes by itself, as it is now. Any thread.
+    pub fn own_state(&self) -> OwnState {
+        let needs_reset = self.needs_reset.load(Ordering::Acquire);
+        OwnState { generation: self.config_generation(), needs_reset }
+    }
+
     /// Whether a configuration change waits for the driver, taking the note when asked to.
     pub fn config_pending(&self, take: bool) -> bool {
         if take {
@@ -329,7 +344,7 @@ impl VirtioFunction {
     pub fn config_changed(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.config_pending.store(true, Ordering::Release);
-        self.route.configuration();
+        self.route.configuration(&|| self.own_state());
     }
 
     /// The device cannot go on: the driver sees it at its next look at the status. Any thread.

@@ -7,7 +7,7 @@ use gvmm_plugin_api::interrupt::Event;
 use gvmm_plugin_api::mmio::{AccessError, Width};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::function::{InterruptRoute, QueueRegisters, VirtioFunction};
+use super::function::{InterruptRoute, OwnState, QueueRegisters, VirtioFunction};
 use crate::bus::Registers;
 use crate::eventfd;
 
@@ -66,7 +66,7 @@ impl InterruptRoute for LineRoute {
         eventfd::share(&self.0)
     }
 
-    fn configuration(&self) {
+    fn configuration(&self, _: &dyn Fn() -> OwnState) {
         eventfd::signal(&self.0);
     }
 }

@@ -1,9 +1,9 @@
-//! Measures a VMM from outside, the same way for every VMM: time to a line of the guest's console, and at that
+//! Measures a VMM from outside, the same way for every VMM: time to a text on the guest's console, and at that
 //! moment its memory and the exits that KVM counted; then what each piece of work costs that the guest announces by
 //! `@work` and ends by `@worked NAME UNIT AMOUNT`.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -16,7 +16,7 @@ const KVM_COUNTERS: &str = "/sys/kernel/debug/kvm";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Text of the console line to measure at
+    /// Text on the console to measure at, as soon as its last character is there
     #[arg(long)]
     at: String,
     /// Where to write the console
@@ -43,11 +43,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut line = Vec::new();
     let mut measured = false;
     let mut before = Usage::default();
-    while console.read_until(b'\n', &mut line)? > 0 {
-        if !measured && String::from_utf8_lossy(&line).contains(&options.at) {
+    let mut character = [0];
+    while console.read(&mut character)? > 0 {
+        line.extend(character);
+        if !measured && line.ends_with(options.at.as_bytes()) {
             println!("@measure start_ms {}", started.elapsed().as_millis());
             print_state(child.id())?;
             measured = true;
+        }
+        if character != *b"\n" {
+            continue;
         }
         match Mark::parse(&String::from_utf8_lossy(&line)) {
             Some(Mark::Begin) => before = Usage::of(child.id())?,
@@ -63,6 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         log.write_all(&line)?;
         line.clear();
     }
+    log.write_all(&line)?;
     let status = child.wait()?;
     ensure!(measured, "the console never showed {:?} ({status})", options.at);
     if !status.success() {

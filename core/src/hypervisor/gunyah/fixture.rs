@@ -59,7 +59,6 @@ impl Fixture {
             lines: &self.lines,
             message_spis: self.message_spis.clone(),
             doorbells: &self.doorbells,
-            readable: None,
         }
     }
 }

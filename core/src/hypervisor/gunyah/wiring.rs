@@ -7,7 +7,7 @@ use super::explain::{Call, Refusal};
 use super::probe::Generation;
 use super::sys::VmFd;
 use super::uapi::common::{IOEVENTFD_DATAMATCH, IoeventfdArgument, IrqfdArgument};
-use crate::hypervisor::{DoorbellWrite, Error, InterruptLine, Wiring};
+use crate::hypervisor::{DoorbellWrite, Error, InterruptLine, ReadableRegisters, Wiring};
 
 /// The wiring of a VM for as long as its descriptor is open.
 #[derive(Debug)]
@@ -53,7 +53,15 @@ impl Wiring for GunyahWiring {
     }
 
     /// Every access to the trap window is an exit.
-    fn trap_reads(&self) -> Result<(), Error> {
+    fn shows_registers(&self) -> bool {
+        false
+    }
+
+    fn show_registers(&self, _: &ReadableRegisters) -> Result<(), Error> {
+        Err(Error::Call("Gunyah shows no registers as memory".to_owned()))
+    }
+
+    fn hide_registers(&self, _: u64) -> Result<(), Error> {
         Ok(())
     }
 }

@@ -53,10 +53,6 @@ impl Accelerator for Kvm {
         usize::try_from(DTB_SLOT_SIZE).unwrap_or(usize::MAX)
     }
 
-    fn shows_registers(&self) -> bool {
-        true
-    }
-
     fn describe(&self, _plan: &VmPlan<'_>, _fdt: &mut FdtWriter) -> Result<(), Error> {
         Ok(())
     }

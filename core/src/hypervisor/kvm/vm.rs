@@ -9,10 +9,10 @@ use kvm_bindings::{
 use kvm_ioctls::{DeviceFd, Kvm, VcpuFd, VmFd};
 
 use super::gic;
-use super::readable::ReadableSlot;
+use super::readable::ReadableSlots;
 use super::vcpu::KvmVcpu;
 use super::wiring::{self, KvmWiring};
-use crate::hypervisor::{Boot, Error, ReadableRegisters, StartedVm, Vcpu, Vm, VmPlan};
+use crate::hypervisor::{Boot, Error, StartedVm, Vcpu, Vm, VmPlan};
 use crate::memory::{GuestRam, RegionKind};
 
 /// Guest physical address bits when KVM is not asked for another number.
@@ -24,7 +24,7 @@ pub(super) const LEAST_ADDRESS_BITS: u32 = 32;
 struct KvmVm {
     _gic: DeviceFd,
     _vm: Arc<VmFd>,
-    _readable: Option<ReadableRegisters>,
+    _readable: Arc<ReadableSlots>,
 }
 
 impl Vm for KvmVm {
@@ -50,8 +50,7 @@ pub(super) fn start(kvm: &Kvm, plan: &VmPlan<'_>, ram: &GuestRam) -> Result<Star
     report_undecoded_accesses(&vm);
     give_memory(&vm, ram)?;
     // A machine has a few regions, which have the first slots.
-    let free_slot = ram.regions().len() as u32;
-    let readable = plan.readable.as_ref().and_then(|registers| ReadableSlot::add(&vm, free_slot, registers));
+    let readable = Arc::new(ReadableSlots::new(&vm, ram.regions().len() as u32));
     let vcpus = create_vcpus(&vm, plan)?;
     let gic = gic::create(&vm, plan)?;
     for line in plan.lines {
@@ -64,8 +63,8 @@ pub(super) fn start(kvm: &Kvm, plan: &VmPlan<'_>, ram: &GuestRam) -> Result<Star
     let boxed = |fd: VcpuFd| KvmVcpu::new(fd, run_size).map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu>);
     let vcpus = vcpus.into_iter().map(boxed).collect::<Result<_, _>>()?;
     let vm = Arc::new(vm);
-    let wiring = Arc::new(KvmWiring::new(&vm, readable));
-    let vm = KvmVm { _gic: gic, _vm: vm, _readable: plan.readable.clone() };
+    let wiring = Arc::new(KvmWiring::new(&vm, readable.clone()));
+    let vm = KvmVm { _gic: gic, _vm: vm, _readable: readable };
     Ok(StartedVm { vm: Box::new(vm), vcpus, wiring })
 }
 

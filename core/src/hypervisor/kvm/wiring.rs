@@ -1,12 +1,12 @@
 //! Eventfds of a VM: irqfds and ioeventfds.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 
-use super::readable::ReadableSlot;
+use super::readable::ReadableSlots;
 use super::vm::failed;
-use crate::hypervisor::{DoorbellWrite, Error, InterruptLine, Wiring};
+use crate::hypervisor::{DoorbellWrite, Error, InterruptLine, ReadableRegisters, Wiring};
 
 /// What to look at when KVM refuses an eventfd.
 const HINT: &str = "look at the kernel log";
@@ -14,13 +14,12 @@ const HINT: &str = "look at the kernel log";
 /// The wiring of a VM for as long as the VM is there.
 pub(super) struct KvmWiring {
     vm: Weak<VmFd>,
-    /// The memory slot of registers that are read as memory.
-    readable: Mutex<Option<ReadableSlot>>,
+    readable: Arc<ReadableSlots>,
 }
 
 impl KvmWiring {
-    pub(super) fn new(vm: &Arc<VmFd>, readable: Option<ReadableSlot>) -> Self {
-        Self { vm: Arc::downgrade(vm), readable: Mutex::new(readable) }
+    pub(super) fn new(vm: &Arc<VmFd>, readable: Arc<ReadableSlots>) -> Self {
+        Self { vm: Arc::downgrade(vm), readable }
     }
 
     fn vm(&self) -> Result<Arc<VmFd>, Error> {
@@ -46,9 +45,16 @@ impl Wiring for KvmWiring {
         set_doorbell(&*self.vm()?, doorbell, false)
     }
 
-    fn trap_reads(&self) -> Result<(), Error> {
-        let slot = self.readable.lock().unwrap_or_else(PoisonError::into_inner).take();
-        slot.map_or(Ok(()), |slot| slot.remove(&*self.vm()?))
+    fn shows_registers(&self) -> bool {
+        self.readable.possible()
+    }
+
+    fn show_registers(&self, registers: &ReadableRegisters) -> Result<(), Error> {
+        self.readable.add(&*self.vm()?, registers)
+    }
+
+    fn hide_registers(&self, base: u64) -> Result<(), Error> {
+        self.readable.remove(&*self.vm()?, base)
     }
 }
 

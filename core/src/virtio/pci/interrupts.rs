@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use gvmm_plugin_api::interrupt::Event;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::image::CommonImage;
 use crate::eventfd;
 use crate::pci::msix::MAX_VECTORS;
-use crate::virtio::function::InterruptRoute;
+use crate::virtio::function::{InterruptRoute, OwnState};
 
 /// No vector: the interrupt is not wanted (virtio 1.2, 4.1.5.1.2).
 pub(super) const NO_VECTOR: u16 = 0xffff;
@@ -22,6 +23,8 @@ pub struct Interrupts {
     messages: AtomicBool,
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
+    /// What the driver sees when it has been interrupted for a change.
+    pub(super) common: CommonImage,
 }
 
 impl Interrupts {
@@ -31,7 +34,8 @@ impl Interrupts {
         let vectors = (0..count).map(|_| eventfd::new().map(Arc::new)).collect::<Result<_, _>>()?;
         let queue_vectors = (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect();
         let (messages, config_vector) = (AtomicBool::new(false), AtomicU16::new(NO_VECTOR));
-        Ok(Self { line, vectors, messages, config_vector, queue_vectors })
+        let common = CommonImage::default();
+        Ok(Self { line, vectors, messages, config_vector, queue_vectors, common })
     }
 
     /// The eventfds of the vectors.
@@ -100,7 +104,8 @@ impl InterruptRoute for Arc<Interrupts> {
         }
     }
 
-    fn configuration(&self) {
+    fn configuration(&self, latest: &dyn Fn() -> OwnState) {
+        self.common.show_own_state(latest);
         if !self.uses_messages() {
             return eventfd::signal(&self.line);
         }

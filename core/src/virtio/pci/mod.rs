@@ -1,16 +1,18 @@
 //! The virtio-pci transport, modern devices only (virtio 1.2, 4.1).
 
+mod image;
 mod interrupts;
 mod spec;
 #[cfg(test)]
 mod test;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use gvmm_plugin_api::mmio::{AccessError, Width};
 
 use super::function::{QueueRegisters, VirtioFunction};
+use crate::memory::RegisterImage;
 use crate::pci::function::FunctionDevice;
 
 pub use interrupts::Interrupts;
@@ -33,6 +35,8 @@ mod place {
 
 /// Fields of the common configuration (virtio 1.2, 4.1.4.3).
 mod reg {
+    use gvmm_plugin_api::mmio::Width;
+
     pub(super) const DEVICE_FEATURE_SELECT: u64 = 0x00;
     pub(super) const DEVICE_FEATURE: u64 = 0x04;
     pub(super) const DRIVER_FEATURE_SELECT: u64 = 0x08;
@@ -53,6 +57,28 @@ mod reg {
     pub(super) const QUEUE_RESET: u64 = 0x3a;
     /// Bytes of the structure.
     pub(super) const END: u64 = 0x3c;
+
+    /// Every field.
+    pub(super) const ALL: [(u64, Width); 17] = [
+        (DEVICE_FEATURE_SELECT, Width::Word),
+        (DEVICE_FEATURE, Width::Word),
+        (DRIVER_FEATURE_SELECT, Width::Word),
+        (DRIVER_FEATURE, Width::Word),
+        (CONFIG_MSIX_VECTOR, Width::Half),
+        (NUM_QUEUES, Width::Half),
+        (DEVICE_STATUS, Width::Byte),
+        (CONFIG_GENERATION, Width::Byte),
+        (QUEUE_SELECT, Width::Half),
+        (QUEUE_SIZE, Width::Half),
+        (QUEUE_MSIX_VECTOR, Width::Half),
+        (QUEUE_ENABLE, Width::Half),
+        (QUEUE_NOTIFY_OFF, Width::Half),
+        (QUEUE_DESC, Width::Double),
+        (QUEUE_DRIVER, Width::Double),
+        (QUEUE_DEVICE, Width::Double),
+        // What is behind reads as zero.
+        (QUEUE_NOTIFY_DATA, Width::Half),
+    ];
 }
 
 /// Bytes of the common configuration.
@@ -68,6 +94,8 @@ pub struct PciTransport {
     device_feature_select: AtomicU32,
     driver_feature_select: AtomicU32,
     queue_select: AtomicU16,
+    /// Taken by a write to the common configuration until its effect is shown.
+    writing: Mutex<()>,
 }
 
 impl PciTransport {
@@ -79,6 +107,7 @@ impl PciTransport {
             device_feature_select: AtomicU32::new(0),
             driver_feature_select: AtomicU32::new(0),
             queue_select: AtomicU16::new(0),
+            writing: Mutex::new(()),
         }
     }
 
@@ -284,6 +313,28 @@ impl PciTransport {
     }
 }
 
+impl PciTransport {
+    /// Shows the common configuration to a guest that reads it as memory.
+    fn show(&self) {
+        let common = &self.interrupts.common;
+        if common.is_made() {
+            common.show(&self.structure(), || self.function.own_state());
+        }
+    }
+
+    /// The common configuration as bytes.
+    fn structure(&self) -> [u8; COMMON_SIZE as usize] {
+        let mut structure = [0; COMMON_SIZE as usize];
+        for (offset, width) in reg::ALL {
+            // Each is read in its width, and is inside of the structure.
+            let value = self.read_common(offset, width).unwrap_or(0);
+            let at = offset as usize;
+            structure[at..at + width.bytes()].copy_from_slice(&value.to_le_bytes()[..width.bytes()]);
+        }
+        structure
+    }
+}
+
 impl FunctionDevice for PciTransport {
     fn read(&self, _: usize, offset: u64, width: Width) -> Result<u64, AccessError> {
         if let Some(offset) = offset.checked_sub(self.config_at()) {
@@ -305,7 +356,12 @@ impl FunctionDevice for PciTransport {
             return if known { Ok(()) } else { Err(AccessError::NoRegister) };
         }
         match offset {
-            place::COMMON..place::ISR => self.write_common(offset, width, value),
+            place::COMMON..place::ISR => {
+                let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+                let written = self.write_common(offset, width, value);
+                self.show();
+                written
+            }
             place::ISR..place::NOTIFY => Err(AccessError::Direction),
             _ => {
                 // A kick that the hypervisor did not take: the address tells the queue.
@@ -322,5 +378,13 @@ impl FunctionDevice for PciTransport {
 
     fn reset(&self) {
         self.forget();
+        self.show();
+    }
+
+    /// The page of the common configuration: the others have registers whose reads have effects, or the device's own.
+    fn image(&self) -> Option<Arc<RegisterImage>> {
+        let image = self.interrupts.common.make();
+        self.show();
+        image
     }
 }

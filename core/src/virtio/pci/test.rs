@@ -62,6 +62,17 @@ impl Bench {
         self.write(reg::DEVICE_STATUS, Width::Byte, 15);
     }
 
+    /// Whether a guest sees in memory what reads of the common configuration give.
+    fn is_shown(&self, image: &RegisterImage) -> bool {
+        reg::ALL.into_iter().all(|(offset, width)| {
+            let at = offset as usize & !3;
+            let shown = u64::from(image.shown(at)) | u64::from(image.shown(at + 4)) << 32;
+            let bits = shown >> (8 * (offset as usize - at));
+            let mask = u64::MAX >> (64 - 8 * width.bytes());
+            bits & mask == self.read(offset, width)
+        })
+    }
+
     fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.device.calls.lock().unwrap())
     }
@@ -234,4 +245,47 @@ proptest! {
             };
         }
     }
+}
+
+#[test]
+fn memory_shows_what_reads_of_the_common_configuration_give() {
+    let bench = bench();
+    let Some(image) = bench.transport.image() else { return };
+    let shown = |when: &str| assert!(bench.is_shown(&image), "{when}");
+    shown("at first");
+    bench.transport.use_messages(true);
+    bench.accept(F_VERSION_1);
+    shown("after the features");
+    bench.write(reg::CONFIG_MSIX_VECTOR, Width::Half, 0);
+    bench.set_up_queue(1, 2);
+    bench.write(reg::QUEUE_DRIVER + 4, Width::Word, 3);
+    shown("with a queue");
+    bench.run();
+    bench.write(reg::QUEUE_SELECT, Width::Half, 1);
+    bench.write(reg::QUEUE_RESET, Width::Half, 1);
+    shown("after the reset of a queue");
+    bench.function.config_changed();
+    shown("after a change");
+    bench.function.device_failed();
+    shown("after a failure");
+    bench.write(reg::DEVICE_STATUS, Width::Byte, 0);
+    shown("after a reset");
+    bench.write(reg::DEVICE_STATUS, Width::Byte, 3);
+    bench.transport.reset();
+    shown("after the VM's end");
+}
+
+#[test]
+fn a_change_is_shown_before_its_interrupt_while_the_driver_writes() {
+    let bench = bench();
+    let Some(image) = bench.transport.image() else { return };
+    std::thread::scope(|scope| {
+        let changes = scope.spawn(|| (0..1000).for_each(|_| bench.function.config_changed()));
+        for index in 0..1000 {
+            bench.write(reg::QUEUE_SELECT, Width::Half, index % 2);
+        }
+        changes.join().unwrap();
+    });
+    assert_eq!(bench.function.config_generation(), 1000);
+    assert!(bench.is_shown(&image));
 }
