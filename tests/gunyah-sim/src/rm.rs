@@ -4,6 +4,7 @@
 
 mod config_node;
 mod gic;
+mod overlay;
 mod parcels;
 mod patch;
 mod processors;
@@ -17,7 +18,7 @@ pub(crate) use vdevices::Line;
 use crate::abi::args::GuestRange;
 use crate::abi::{Generation, PAGE};
 use crate::errno::Errno;
-use crate::fdt::Tree;
+use crate::fdt::{Node, Tree};
 
 /// First guest address that cannot trap: the window of emulated devices is 0 .. 1 GiB (rule 3.5).
 pub(crate) const TRAP_WINDOW_END: u64 = 0x4000_0000;
@@ -187,6 +188,7 @@ pub(crate) fn describe(offer: &Offer<'_>) -> Result<Description, Refusal> {
             image_name: &config.image_name,
             memory: &memory,
             doorbells: &vdevices.doorbells,
+            windows: &vdevices.shared_memory,
             gic: &gic,
         },
     )?;
@@ -226,15 +228,25 @@ fn check_nodes(tree: &Tree) -> Result<(), Refusal> {
     if tree.root.child("hypervisor").is_some() {
         return Err(Refusal::init("/hypervisor exists: the Resource Manager makes that node"));
     }
-    let with_unit = tree
-        .root
-        .children
-        .iter()
-        .find(|node| node.name.contains('@') && node.string("device_type") == Some("memory"));
-    match with_unit {
-        Some(node) => Err(Refusal::init(format!("/{} is a memory node with a unit address", node.name))),
-        None => Ok(()),
+    let is_memory = |node: &&Node| node.string("device_type") == Some("memory");
+    let permitted = |node: &&Node| {
+        node.name == "memory" && tree.root.children.iter().any(|child| std::ptr::eq(child, *node))
+    };
+    if let Some(node) = tree.root.walk().into_iter().filter(is_memory).find(|node| !permitted(node)) {
+        return Err(Refusal::init(format!("{} is a memory node and not /memory", node.name)));
     }
+    check_first_children(&tree.root, true)
+}
+
+/// The cells of the first child at each level are read with its `ranges`, as long as addresses are physical; more than
+/// two stop the Resource Manager itself (rule 9).
+fn check_first_children(node: &Node, physical: bool) -> Result<(), Refusal> {
+    let Some(first) = node.children.first().filter(|_| physical) else { return Ok(()) };
+    let has_ranges = first.property("ranges").is_some_and(|ranges| !ranges.is_empty());
+    if has_ranges && first.u32("#address-cells").is_some_and(|cells| cells > 2) {
+        return Err(Refusal::init(format!("the Resource Manager stops at the ranges of {}", first.name)));
+    }
+    check_first_children(first, first.has("ranges"))
 }
 
 #[cfg(test)]

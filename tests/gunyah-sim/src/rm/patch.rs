@@ -2,21 +2,18 @@
 
 use crate::fdt::{Node, Tree};
 
+use super::overlay;
 use super::parcels::Memory;
-use super::vdevices::Doorbell;
+use super::vdevices::{Doorbell, SharedMemory};
 use super::{Build, Cells, Gic, Offer, Refusal};
 
-/// The buffer the overlay is made in.
-const OVERLAY_MAX: usize = 16 * 1024;
 /// Up to this the final tree is made on the Resource Manager's heap.
 const HEAP_MAX: usize = 16 * 1024;
-/// Bytes an overlay spends on a fragment around its contents.
-const FRAGMENT: usize = 64;
 /// Identity the guest reads back; numbers of the measured build.
 const VMID: u32 = 45;
 const OWNER_VMID: u32 = 3;
-/// Capability numbers are per-VM and only have to differ.
-const FIRST_CAPABILITY: u64 = 0x1000;
+/// Capability numbers are per-VM and random in 64 bits: they have to differ, and node names to be as long as there.
+const FIRST_CAPABILITY: u64 = 0x9d3e_6a51_c840_1000;
 
 /// What is to be added.
 pub(crate) struct Changes<'a> {
@@ -24,6 +21,7 @@ pub(crate) struct Changes<'a> {
     pub(crate) image_name: &'a str,
     pub(crate) memory: &'a Memory,
     pub(crate) doorbells: &'a [Doorbell],
+    pub(crate) windows: &'a [SharedMemory],
     pub(crate) gic: &'a Gic,
 }
 
@@ -36,21 +34,23 @@ pub(crate) fn apply(mut tree: Tree, changes: &Changes<'_>) -> Result<Vec<u8>, Re
     let before = crate::fdt::total_size(changes.offer.tree_bytes).unwrap_or_default();
     patch_chosen(&mut tree, changes.offer.seed);
     patch_memory(&mut tree, shape, changes.memory);
-    patch_reserved(&mut tree, shape, changes);
+    let reserved = patch_reserved(&mut tree, shape, changes);
     patch_gic(&mut tree, shape, changes);
-    tree.root.children.push(hypervisor(changes));
+    let (mut hypervisor, bells) = (hypervisor(changes), bells(changes));
+    // The overlay has all of this whatever the tree had of it.
+    let made = ["memory", "reserved-memory"].into_iter().filter_map(|name| tree.root.child(name).cloned());
+    let additions: Vec<Node> = made.chain([vsoc(), hypervisor.clone()]).collect();
+    let overlay = overlay::size(changes, &additions, &reserved, &bells);
+    hypervisor.children.extend(bells);
+    tree.root.children.push(hypervisor);
     tree.root.children.push(vsoc());
     let patched = tree.write();
-    check_room(changes.offer, before, patched.len())?;
+    check_room(changes.offer, before, overlay, patched.len())?;
     Ok(patched)
 }
 
-/// rule 3.1. The overlay holds what the patched tree has more, in two fragments.
-fn check_room(offer: &Offer<'_>, before: usize, after: usize) -> Result<(), Refusal> {
-    let overlay = after.saturating_sub(before) + 2 * FRAGMENT;
-    if overlay > OVERLAY_MAX {
-        return Err(Refusal::init(format!("the overlay of {overlay} bytes exceeds {OVERLAY_MAX}")));
-    }
+/// rule 3.1. `after` is what the two become together.
+fn check_room(offer: &Offer<'_>, before: usize, overlay: usize, after: usize) -> Result<(), Refusal> {
     let room = usize::try_from(offer.tree.size).unwrap_or(usize::MAX);
     let last = before.next_multiple_of(4) + overlay;
     let in_place = last > HEAP_MAX && offer.build == Build::Debug;
@@ -63,8 +63,8 @@ fn check_room(offer: &Offer<'_>, before: usize, after: usize) -> Result<(), Refu
     if in_place && !last.is_multiple_of(8) {
         return Err(Refusal::denied(format!("the working copy at offset {last} is not 8-byte aligned")));
     }
-    if room < last || room < after {
-        return Err(Refusal::denied(format!("the final tree of {last} bytes exceeds its range of {room}")));
+    if room < after {
+        return Err(Refusal::denied(format!("the final tree of {after} bytes exceeds its range of {room}")));
     }
     Ok(())
 }
@@ -100,7 +100,8 @@ fn patch_memory(tree: &mut Tree, shape: Cells, memory: &Memory) {
     }
 }
 
-fn patch_reserved(tree: &mut Tree, shape: Cells, changes: &Changes<'_>) {
+/// The names of the children that got a handle.
+fn patch_reserved(tree: &mut Tree, shape: Cells, changes: &Changes<'_>) -> Vec<String> {
     if tree.root.child("reserved-memory").is_none() {
         let mut node = Node::new("reserved-memory");
         node.set_u32("#address-cells", shape.address as u32);
@@ -108,9 +109,11 @@ fn patch_reserved(tree: &mut Tree, shape: Cells, changes: &Changes<'_>) {
         node.set("ranges", Vec::new());
         tree.root.children.push(node);
     }
-    let Some(node) = tree.root.child_mut("reserved-memory") else { return };
+    let mut named = Vec::new();
+    let Some(node) = tree.root.child_mut("reserved-memory") else { return named };
     for (handle, child) in node.children.iter_mut().filter(|child| child.has("reg")).enumerate() {
         child.set_u32("qcom,rm-mem-handle", handle as u32 + 1);
+        named.push(child.name.clone());
     }
     for index in &changes.memory.buffers {
         let (Some(address), Some(region)) =
@@ -124,6 +127,7 @@ fn patch_reserved(tree: &mut Tree, shape: Cells, changes: &Changes<'_>) {
         buffer.set_u32("qcom,label", region.label);
         node.children.push(buffer);
     }
+    named
 }
 
 /// A GIC without `reg` gets the frames the Resource Manager chose.
@@ -151,17 +155,22 @@ fn hypervisor(changes: &Changes<'_>) -> Node {
     let mut node = Node::new("hypervisor");
     node.set_u32("#address-cells", 2);
     node.set_u32("#size-cells", 0);
-    node.set_strings("compatible", &["gunyah-hypervisor", "simple-bus"]);
+    let compatible =
+        ["gunyah-hypervisor", "qcom,gunyah-hypervisor-1.0", "qcom,gunyah-hypervisor", "simple-bus"];
+    node.set_strings("compatible", &compatible);
     let mut identity = Node::new("qcom,gunyah-vm");
     identity.set_strings("compatible", &["qcom,gunyah-vm-id-1.0", "qcom,gunyah-vm-id"]);
     identity.set_u32("qcom,vmid", VMID);
     identity.set_u32("qcom,owner-vmid", OWNER_VMID);
+    identity.set_strings("qcom,vendor", &["Qualcomm"]);
     identity.set_strings("qcom,image-name", &[changes.image_name]);
     node.children.push(identity);
-    for (index, bell) in changes.doorbells.iter().enumerate() {
-        node.children.push(doorbell(bell, FIRST_CAPABILITY + index as u64));
-    }
     node
+}
+
+fn bells(changes: &Changes<'_>) -> Vec<Node> {
+    let numbered = changes.doorbells.iter().zip(FIRST_CAPABILITY..);
+    numbered.map(|(bell, capability)| doorbell(bell, capability)).collect()
 }
 
 /// The node of a bell: the last component of `generate`, at its capability.
@@ -171,6 +180,7 @@ fn doorbell(bell: &Doorbell, capability: u64) -> Node {
     node.set_strings("compatible", &["qcom,gunyah-doorbell", "qcom,gunyah-capability"]);
     node.set_u64("reg", capability);
     node.set_u32("qcom,label", bell.label);
+    node.set_u32("label", bell.label);
     if let Some(line) = bell.line {
         let cells = [line.kind, line.number, if line.level { 4 } else { 1 }];
         node.set("interrupts", cells.iter().flat_map(|cell| cell.to_be_bytes()).collect());

@@ -195,8 +195,10 @@ fn rejects_nodes_the_resource_manager_makes_itself() {
             case.tree.root.children.push(node);
         })
         .refusal();
+    let below = Case::new(Generation::A).with(|case| case.memory().set_strings("device_type", &["memory"]));
+    assert!(below.refusal().why.contains("not /memory"));
     assert!(hypervisor.why.contains("/hypervisor exists"), "{}", hypervisor.why);
-    assert!(memory.why.contains("unit address"), "{}", memory.why);
+    assert!(memory.why.contains("not /memory"), "{}", memory.why);
 }
 
 #[test]
@@ -204,6 +206,20 @@ fn base_address_is_ignored_when_the_first_root_child_has_other_cells() {
     let case = Case::new(Generation::A).with(|case| case.tree.root.children.swap(0, 2));
     let refusal = case.refusal();
     assert!(refusal.why.contains("0x28800000 overlaps the device range"), "{}", refusal.why);
+}
+
+#[test]
+fn ranges_of_three_cells_in_the_first_child_stop_the_resource_manager() {
+    let with = |place: usize| {
+        Case::new(Generation::A).with(move |case| {
+            let mut host = crate::fdt::Node::new("pcie@30000000");
+            host.set_u32("#address-cells", 3);
+            host.set("ranges", vec![0; 28]);
+            case.tree.root.children.insert(place, host);
+        })
+    };
+    assert!(with(0).refusal().why.contains("stops at the ranges of pcie@30000000"));
+    assert!(with(1).describe().is_ok());
 }
 
 #[test]
@@ -372,6 +388,23 @@ fn a_large_tree_needs_twice_its_room_in_the_debug_build() {
     assert!(padded(20 * 1024, 0x7000, Build::Debug).refusal().why.contains("made in place"));
     assert!(padded(20 * 1024, 0x7000, Build::Production).describe().is_ok());
     assert!(padded(45 * 512, 0x6000, Build::Production).refusal().why.contains("exceeds its range"));
+}
+
+#[test]
+fn doorbells_take_room_in_the_tree_and_in_the_overlay() {
+    let with = |bells: u32, padding: usize| {
+        Case::new(Generation::A).with(move |case| {
+            case.range.size = 0x1_0000;
+            case.tree.root.set("padding", vec![0; padding]);
+            case.vdevices().children.extend((3..=bells).map(|label| bell(label, label)));
+        })
+    };
+    assert!(with(36, 0).describe().is_ok() && with(36, 4).describe().is_ok());
+    // Beyond 16 KiB a copy behind the tree is used, which is at a multiple of 8 by luck alone.
+    let refusals: Vec<Refusal> =
+        [0, 4].into_iter().filter_map(|padding| with(41, padding).describe().err()).collect();
+    assert_eq!(refusals.len(), 1);
+    assert!(refusals[0].why.contains("not 8-byte aligned"), "{}", refusals[0].why);
 }
 
 #[test]
