@@ -100,7 +100,8 @@ pub enum Error {
     /// The tree is larger than the guest's firmware or hypervisor takes.
     #[error(
         "the device tree has {size} bytes and may have {limit}: {vcpus} vCPUs take {cpu_bytes} of them, {devices} \
-         devices {device_bytes}; use fewer"
+         devices {device_bytes}, and {interrupts} interrupts take {interrupt_bytes} or keep them free for the \
+         hypervisor; use fewer of them, or fewer queues, or transport=mmio, which has one interrupt a device"
     )]
     TooLarge {
         /// Bytes of the tree.
@@ -115,6 +116,10 @@ pub enum Error {
         devices: usize,
         /// Bytes of these.
         device_bytes: usize,
+        /// Number of interrupts.
+        interrupts: usize,
+        /// Bytes of the accelerator's nodes for them, and of what the hypervisor adds for them.
+        interrupt_bytes: usize,
     },
 }
 
@@ -128,30 +133,44 @@ pub fn build(description: &Description<'_>, accelerator: &dyn Accelerator) -> Re
     if length > MAX_CMDLINE {
         return Err(Error::LongCmdline { length });
     }
-    let tree = write(description, accelerator, description.plan.vcpus, description.nodes)?;
-    let limit = accelerator.device_tree_limit();
-    if tree.len() > limit {
-        let part = |vcpus, nodes| Ok::<_, Error>(write(description, accelerator, vcpus, nodes)?.len());
-        let size = tree.len();
-        return Err(Error::TooLarge {
-            size,
-            limit,
-            vcpus: description.plan.vcpus,
-            cpu_bytes: size.saturating_sub(part(0, description.nodes)?),
-            devices: description.nodes.len(),
-            device_bytes: size.saturating_sub(part(description.plan.vcpus, &[])?),
-        });
-    }
-    Ok(tree)
+    let plan = description.plan;
+    let tree = write(description, accelerator, plan, description.nodes)?;
+    let limit = accelerator.device_tree_limit().saturating_sub(accelerator.device_tree_growth(plan));
+    if tree.len() > limit { Err(too_large(description, accelerator, tree.len(), limit)?) } else { Ok(tree) }
+}
+
+/// What takes how much of a tree that is too large.
+fn too_large(
+    description: &Description<'_>,
+    accelerator: &dyn Accelerator,
+    size: usize,
+    limit: usize,
+) -> Result<Error, Error> {
+    let plan = description.plan;
+    let without = |plan: &VmPlan<'_>, nodes| {
+        Ok::<_, Error>(size.saturating_sub(write(description, accelerator, plan, nodes)?.len()))
+    };
+    let without_interrupts = VmPlan { lines: &[], message_spis: 0..0, ..plan.clone() };
+    let growth = |plan| accelerator.device_tree_growth(plan);
+    Ok(Error::TooLarge {
+        size,
+        limit,
+        vcpus: plan.vcpus,
+        cpu_bytes: without(&VmPlan { vcpus: 0, ..plan.clone() }, description.nodes)?,
+        devices: description.nodes.len(),
+        device_bytes: without(plan, &[])?,
+        interrupts: plan.spis().count(),
+        interrupt_bytes: without(&without_interrupts, description.nodes)?
+            + growth(plan).saturating_sub(growth(&without_interrupts)),
+    })
 }
 
 fn write(
     description: &Description<'_>,
     accelerator: &dyn Accelerator,
-    vcpus: u32,
+    plan: &VmPlan<'_>,
     nodes: &[PlacedNode],
 ) -> Result<Vec<u8>, Error> {
-    let plan = description.plan;
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
     fdt.property_string("compatible", "linux,dummy-virt")?;
@@ -161,7 +180,7 @@ fn write(
     platform::write_chosen(description, &mut fdt)?;
     platform::write_memory(plan, &mut fdt)?;
     let pool = platform::write_window(plan, &mut fdt)?;
-    platform::write_cpus(vcpus, &mut fdt)?;
+    platform::write_cpus(plan.vcpus, &mut fdt)?;
     platform::write_psci(&mut fdt)?;
     platform::write_timer(&mut fdt)?;
     platform::write_gic(plan, description.pci.as_ref(), &mut fdt)?;

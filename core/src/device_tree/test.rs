@@ -10,10 +10,12 @@ use crate::memory::{GuestRam, MemoryRange, RAM_BASE, RegionKind};
 
 const MIB: u64 = 1 << 20;
 
-/// An accelerator that adds one node.
+/// An accelerator that adds one node, and so many bytes for an interrupt.
 struct Fake {
     limit: usize,
 }
+
+const INTERRUPT: usize = 100;
 
 impl Accelerator for Fake {
     fn name(&self) -> &'static str {
@@ -26,6 +28,10 @@ impl Accelerator for Fake {
 
     fn device_tree_limit(&self) -> usize {
         self.limit
+    }
+
+    fn device_tree_growth(&self, plan: &VmPlan<'_>) -> usize {
+        plan.spis().count() * INTERRUPT
     }
 
     fn describe(&self, plan: &VmPlan<'_>, fdt: &mut FdtWriter) -> Result<(), HypervisorError> {
@@ -48,6 +54,7 @@ struct Bench {
     nodes: Vec<PlacedNode>,
     pci: Option<PciNode>,
     seed: Option<Seed>,
+    message_spis: std::ops::Range<u32>,
     limit: usize,
 }
 
@@ -55,7 +62,8 @@ impl Default for Bench {
     fn default() -> Self {
         let memory = vec![MemoryRange { base: RAM_BASE, size: 256 * MIB, kind: RegionKind::Shared }];
         let (cmdline, nodes) = ("quiet".to_owned(), vec![console(), disk()]);
-        Self { memory, vcpus: 2, cmdline, initrd: None, nodes, pci: None, seed: None, limit: 10 * 1024 }
+        let (initrd, pci, seed) = (None, None, None);
+        Self { memory, vcpus: 2, cmdline, initrd, nodes, pci, seed, message_spis: 0..0, limit: 10 * 1024 }
     }
 }
 
@@ -88,7 +96,7 @@ impl Bench {
             firmware: None,
             gic: GicLayout { distributor: 0x3fff_0000, redistributors: 0x3ffb_0000 },
             lines: &[],
-            message_spis: 0..0,
+            message_spis: self.message_spis.clone(),
             doorbells: &[],
         };
         let description = Description {
@@ -254,6 +262,16 @@ fn rejects_a_tree_that_is_too_large_and_says_what_is_big() {
     assert!(error.contains("and may have 10240: 100 vCPUs take 92"), "{error}");
     assert!(error.contains("2 devices "), "{error}");
     assert!(Bench { limit: 64 * 1024, ..bench }.build().is_ok());
+}
+
+#[test]
+fn leaves_room_for_what_the_hypervisor_adds() {
+    let size = Bench::default().build().unwrap().len();
+    let bench = |limit| Bench { message_spis: 10..15, limit, ..Bench::default() };
+    assert!(bench(size + 5 * INTERRUPT).build().is_ok());
+    let error = bench(size + 5 * INTERRUPT - 1).error();
+    assert!(error.contains(&format!("may have {}", size - 1)), "{error}");
+    assert!(error.contains("and 5 interrupts take 500 or keep them free"), "{error}");
 }
 
 #[test]

@@ -63,12 +63,12 @@ pub trait Accelerator: Send + Sync {
     /// every machine has (GIC, timer, PSCI and CPUs, which [`crate::device_tree`] writes).
     fn describe(&self, plan: &VmPlan<'_>, fdt: &mut FdtWriter) -> Result<(), Error>;
 
-    /// Largest device tree in bytes that the guest may be started with.
-    ///
-    /// The default is what Gunyah's Resource Manager can work on: it adds an overlay and wants the result within
-    /// 16 KiB.
-    fn device_tree_limit(&self) -> usize {
-        10 * 1024
+    /// Largest device tree in bytes that the guest may be started with, [`Self::device_tree_growth`] included.
+    fn device_tree_limit(&self) -> usize;
+
+    /// Bytes at most that the hypervisor adds to the tree of this plan before the guest sees it.
+    fn device_tree_growth(&self, _plan: &VmPlan<'_>) -> usize {
+        0
     }
 
     /// Checks the plan, then builds and starts the VM. Guest memory must already hold the kernel and the device tree.

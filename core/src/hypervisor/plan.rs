@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::memory::{MemoryRange, RegisterImage};
 
 /// Everything an accelerator needs to build a VM. It stays the same over a reset, guest memory excepted.
+#[derive(Clone)]
 pub struct VmPlan<'a> {
     /// Name of the VM, as shown by the hypervisor; fewer than 80 bytes.
     pub name: &'a str,

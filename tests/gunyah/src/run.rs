@@ -164,6 +164,17 @@ impl Run {
         self.arguments(&["--device", "virtio_blk,disk=disk.img,transport=mmio"])
     }
 
+    /// Adds a disk of 1 MiB with so many queues, on the usual transport.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be made.
+    #[must_use]
+    pub fn disk_with_queues(self, name: &str, queues: u32) -> Self {
+        fs::write(self.folder.path().join(name), [0; 1 << 20]).expect("a folder to write to");
+        self.arguments(&["--device", &format!("virtio_blk,disk={name},queues={queues}")])
+    }
+
     /// Starts gvmm.
     ///
     /// # Panics

@@ -42,6 +42,25 @@ fn does_not_repeat_a_start_with_more_vcpus_than_cores() {
 }
 
 #[test]
+fn takes_no_more_interrupts_than_the_resource_manager_has_room_for() {
+    let with_queues = |queues| {
+        let run = Run::new(Kind::A, &power_off()).disk_with_queues("first", 16);
+        run.disk_with_queues("second", queues).to_end()
+    };
+    let fewest = (1..=16).find_map(|queues| {
+        let ended = with_queues(queues);
+        // The Resource Manager takes whatever gvmm takes.
+        ended.assert_orderly(if ended.code == Some(0) { 0 } else { 2 });
+        (ended.code == Some(2)).then_some((queues, ended))
+    });
+    let (queues, refused) = fewest.expect("32 queues are too many");
+    assert!(queues > 8, "{queues}: {}", refused.summary());
+    for part in ["the device tree has", "interrupts take", "fewer queues"] {
+        assert!(refused.messages.contains(part), "{part}: {}", refused.summary());
+    }
+}
+
+#[test]
 fn refuses_shared_memory_before_the_driver_is_asked_where_no_guest_could_run_in_it() {
     for simulator in ["B", "C"] {
         let ended = bare(simulator, &[]);

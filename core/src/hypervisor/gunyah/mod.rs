@@ -10,6 +10,7 @@ mod faults;
 mod kernel_log;
 mod layout;
 mod memory;
+mod overlay;
 pub mod probe;
 mod rules;
 #[doc(hidden)]
@@ -92,6 +93,14 @@ impl Accelerator for Gunyah {
 
     fn describe(&self, plan: &VmPlan<'_>, fdt: &mut FdtWriter) -> Result<(), Error> {
         config_node::write(plan, fdt)
+    }
+
+    fn device_tree_limit(&self) -> usize {
+        overlay::GROWN_TREE
+    }
+
+    fn device_tree_growth(&self, plan: &VmPlan<'_>) -> usize {
+        overlay::size(plan)
     }
 
     fn start(&self, plan: &VmPlan<'_>, ram: &GuestRam) -> Result<StartedVm, Error> {

@@ -4,6 +4,7 @@
 //! the VM is beyond repair. What can be known beforehand is therefore refused here, with its name.
 
 use super::layout::{self, PlacedRange, Purpose};
+use super::overlay;
 use super::probe::{Driver, Generation};
 use crate::hypervisor::Error;
 use crate::hypervisor::plan::{DoorbellWrite, GIC_DISTRIBUTOR_SIZE, GIC_REDISTRIBUTOR_SIZE, VmPlan};
@@ -20,10 +21,6 @@ const RAM_ALIGNMENT: u64 = 2 << 20;
 const RAM_START: u64 = TRAP_WINDOW_END + RAM_ALIGNMENT;
 /// Register windows of the GIC are aligned to its frames.
 const GIC_ALIGNMENT: u64 = 0x1_0000;
-/// Bytes that the Resource Manager may add to the device tree.
-const OVERLAY_SIZE: u64 = 16 << 10;
-/// Bytes that it takes a tree to have at most when it works on a copy of its own.
-const TREE_SIZE: u64 = 10 << 10;
 
 /// Checks a plan against the rules of the driver and the Resource Manager.
 ///
@@ -141,7 +138,8 @@ fn check_boot(plan: &VmPlan<'_>, ranges: &[PlacedRange], page: u64, broken: &mut
             boot.dtb_address
         ));
     }
-    let room = 2 * (TREE_SIZE + OVERLAY_SIZE);
+    // Without memory for a copy of its own it makes one behind the tree.
+    let room = 2 * overlay::GROWN_TREE as u64;
     if boot.dtb_size < room {
         broken.push(format!(
             "the device tree has {:#x} bytes of room, and the Resource Manager may need {room:#x} to extend it",

@@ -131,7 +131,7 @@ fn refuses_device_trees_where_the_driver_finds_none() {
     };
     assert!(at(RAM_BASE + 0x100, 0x1_0000).contains("does not begin and end at pages"));
     assert!(at(RAM_BASE + MIB, 0x1_0100).contains("does not begin and end at pages"));
-    assert!(at(RAM_BASE + MIB, 0x4000).contains("may need 0xd000"));
+    assert!(at(RAM_BASE + MIB, 0x4000).contains("may need 0x8000"));
     assert!(at(RAM_BASE - MIB, 0x1_0000).contains("is not in the region of RAM"));
     assert!(at(RAM_BASE + 16 * MIB - 0x8000, 0x1_0000).contains("is not in the region of RAM"));
     assert!(at(u64::MAX - 0xfff, 0x1_0000).contains("is not in the region of RAM"));
