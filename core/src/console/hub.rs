@@ -112,6 +112,11 @@ impl ConsoleHub {
         Ok(Console { input: silence().map_err(failed)?, output, resized: None, size })
     }
 
+    /// Whether there are devices on standard output and none of them has shown anything so far.
+    pub fn is_silent(&self) -> bool {
+        self.opened().stdio.as_ref().is_some_and(Stdio::is_silent)
+    }
+
     /// Does what dropping the hub does, for a hub that others still hold.
     pub fn close(&self) {
         drop(std::mem::take(&mut *self.opened()));

@@ -114,6 +114,12 @@ impl Line {
         Delivery::Done
     }
 
+    /// Whether there are devices and none of them has shown anything.
+    pub(super) fn is_silent(&self) -> bool {
+        let state = self.state();
+        !state.ports.is_empty() && !state.ports.iter().any(|port| port.used)
+    }
+
     /// Nobody will type any more.
     pub(super) fn end_input(&self) {
         self.state().ended = true;
@@ -187,6 +193,15 @@ mod tests {
         let mut bytes = [0; 64];
         let len = read(device, &mut bytes).unwrap_or(0);
         String::from_utf8_lossy(&bytes[..len]).into_owned()
+    }
+
+    #[test]
+    fn is_silent_until_a_device_shows_something() {
+        assert!(!Line::new().unwrap().is_silent());
+        let (line, _inputs) = two();
+        assert!(line.is_silent());
+        line.shown(1, b"kernel\n");
+        assert!(!line.is_silent());
     }
 
     #[test]

@@ -51,6 +51,11 @@ impl Stdio {
         self.pumps.push(pump);
         Ok(Console { input, output, resized: Some(told), size: ConsoleSize::new(terminal::size) })
     }
+
+    /// Whether no device on it has shown anything.
+    pub(super) fn is_silent(&self) -> bool {
+        self.line.is_silent()
+    }
 }
 
 impl Drop for Stdio {

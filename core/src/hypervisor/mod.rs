@@ -71,6 +71,11 @@ pub trait Accelerator: Send + Sync {
         0
     }
 
+    /// Whether an exit costs so much that no guest should be asked to print character by character.
+    fn exits_are_dear(&self) -> bool {
+        false
+    }
+
     /// Checks the plan, then builds and starts the VM. Guest memory must already hold the kernel and the device tree.
     ///
     /// Guest memory is used up by the call, even by one that fails: the hypervisor may have changed the device tree in

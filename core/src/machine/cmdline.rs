@@ -12,21 +12,36 @@ use serde::Deserialize;
 pub struct CmdlineRule {
     /// What is put in front of the command line.
     words: String,
+    /// Words for the time before the device works, which stand before the others unless the user has given them. They
+    /// may cost the guest an exit or more for each character and are left out where exits are dear.
+    #[serde(default)]
+    early: String,
     /// Beginnings of words with which the user has decided already.
     unless: Vec<String>,
     /// Texts that the kernel contains, all of them, if it has what the device needs built in.
     kernel_has: Vec<String>,
 }
 
-/// The command line for a kernel.
-pub(crate) fn complete(cmdline: &str, rules: &[CmdlineRule], kernel: &[u8]) -> String {
+impl CmdlineRule {
+    /// The rule for a device that works in kernels alone that contain these texts too.
+    pub(crate) fn for_kernels_with(mut self, texts: &[&str]) -> Self {
+        self.kernel_has.extend(texts.iter().map(|text| (*text).to_owned()));
+        self
+    }
+}
+
+/// The command line for a kernel, with or without the words for the time before the devices work.
+pub(crate) fn complete(cmdline: &str, rules: &[CmdlineRule], kernel: &[u8], early: bool) -> String {
+    let given = |begin: &str| cmdline.split_whitespace().any(|word| word.starts_with(begin));
     let applies = |rule: &&CmdlineRule| {
-        let decided = |word: &str| rule.unless.iter().any(|begin| word.starts_with(begin.as_str()));
-        !cmdline.split_whitespace().any(decided)
+        !rule.unless.iter().any(|begin| given(begin))
             && rule.kernel_has.iter().all(|text| memmem::find(kernel, text.as_bytes()).is_some())
     };
-    let added = rules.iter().filter(applies).map(|rule| rule.words.as_str());
-    let all: Vec<&str> = added.chain([cmdline]).filter(|words| !words.is_empty()).collect();
+    let early = |rule: &CmdlineRule| early && !given(&rule.early);
+    let words =
+        |rule: &'_ CmdlineRule| [if early(rule) { &rule.early } else { "" }, &rule.words].map(str::to_owned);
+    let added = rules.iter().filter(applies).flat_map(words);
+    let all: Vec<String> = added.chain([cmdline.to_owned()]).filter(|words| !words.is_empty()).collect();
     all.join(" ")
 }
 
@@ -37,6 +52,7 @@ mod tests {
     fn rule() -> CmdlineRule {
         CmdlineRule {
             words: "console=fast".to_owned(),
+            early: "soon".to_owned(),
             unless: vec!["console=".to_owned(), "quietly".to_owned()],
             kernel_has: vec!["fast driver".to_owned(), "its bus".to_owned()],
         }
@@ -45,22 +61,41 @@ mod tests {
     #[test]
     fn words_are_added_for_a_kernel_that_has_everything_they_need() {
         let kernel = b"its bus\0some code\0fast driver\0";
-        assert_eq!(complete("rw root=/dev/vda", &[rule()], kernel), "console=fast rw root=/dev/vda");
-        assert_eq!(complete("", &[rule()], kernel), "console=fast");
-        assert_eq!(complete("rw", &[rule()], b"its bus alone"), "rw");
+        let complete = |cmdline, kernel| complete(cmdline, &[rule()], kernel, false);
+        assert_eq!(complete("rw root=/dev/vda", kernel), "console=fast rw root=/dev/vda");
+        assert_eq!(complete("", kernel), "console=fast");
+        assert_eq!(complete("rw", b"its bus alone"), "rw");
+    }
+
+    #[test]
+    fn early_words_are_added_once_where_they_are_wanted() {
+        let kernel = b"its bus, fast driver";
+        let complete = |cmdline| complete(cmdline, &[rule()], kernel, true);
+        assert_eq!(complete("rw"), "soon console=fast rw");
+        assert_eq!(complete("rw sooner"), "console=fast rw sooner");
+        assert_eq!(complete("console=slow"), "console=slow");
+    }
+
+    #[test]
+    fn a_device_can_want_more_of_the_kernel() {
+        let rule = rule().for_kernels_with(&["its other bus"]);
+        assert_eq!(complete("rw", std::slice::from_ref(&rule), b"its bus, fast driver", false), "rw");
+        let kernel = b"its bus, fast driver, its other bus";
+        assert_eq!(complete("rw", &[rule], kernel, false), "console=fast rw");
     }
 
     #[test]
     fn words_are_not_added_when_the_user_has_decided() {
         let kernel = b"its bus, fast driver";
-        assert_eq!(complete("rw console=slow", &[rule()], kernel), "rw console=slow");
-        assert_eq!(complete("quietly", &[rule()], kernel), "quietly");
-        assert_eq!(complete("noconsole=1", &[rule()], kernel), "console=fast noconsole=1");
+        let complete = |cmdline| complete(cmdline, &[rule()], kernel, false);
+        assert_eq!(complete("rw console=slow"), "rw console=slow");
+        assert_eq!(complete("quietly"), "quietly");
+        assert_eq!(complete("noconsole=1"), "console=fast noconsole=1");
     }
 
     #[test]
     fn without_rules_the_command_line_is_the_users() {
-        assert_eq!(complete("rw  quiet", &[], b""), "rw  quiet");
-        assert_eq!(complete("", &[], b""), "");
+        assert_eq!(complete("rw  quiet", &[], b"", true), "rw  quiet");
+        assert_eq!(complete("", &[], b"", true), "");
     }
 }

@@ -19,7 +19,7 @@ use super::pci::PciBuilder;
 use super::transport::Transport;
 use crate::bus::{AccessCount, Bus, DeviceWindow};
 use crate::console::ConsoleHub;
-use crate::device_tree::PlacedNode;
+use crate::device_tree::{PCI_HOST, PlacedNode};
 use crate::eventfd;
 use crate::hypervisor::{DoorbellWrite, InterruptLine, Wiring};
 use crate::pci::host::PciHost;
@@ -135,12 +135,21 @@ pub struct Devices {
     pub cmdline: Vec<CmdlineRule>,
     /// The PCI host, if a device is on it.
     pub pci: Option<Arc<PciHost>>,
+    consoles: Option<Arc<ConsoleHub>>,
+}
+
+/// Texts that a kernel contains which has the drivers of a transport built in.
+fn drivers_of(transport: Transport) -> &'static [&'static str] {
+    match transport {
+        Transport::Mmio => &["virtio-mmio"],
+        Transport::Pci => &["virtio-pci", PCI_HOST],
+    }
 }
 
 impl Devices {
     /// Loads the plugins, makes the devices and gives each its place. Errors name the device.
     pub fn plug(wanted: &[WantedDevice], consoles: &Arc<ConsoleHub>, max_level: u8) -> Result<Self, String> {
-        let mut devices = Self::default();
+        let mut devices = Self { consoles: Some(consoles.clone()), ..Self::default() };
         let mut map = Allocator::default();
         let mut pci = PciBuilder::default();
         for want in wanted {
@@ -162,7 +171,11 @@ impl Devices {
                     devices.plug_pci(&want.id, device, &mut map, &mut pci).map_err(named)?
                 }
             };
-            devices.cmdline.extend(want.cmdline.clone());
+            let rule = want.cmdline.clone();
+            devices.cmdline.extend(match kind {
+                PluggedKind::Virtio(_) => rule.map(|rule| rule.for_kernels_with(drivers_of(want.transport))),
+                PluggedKind::Mmio(_) | PluggedKind::Pci(_) => rule,
+            });
             devices.plugged.push(Plugged {
                 id: want.id.clone(),
                 plugin: want.provider.manifest.name.clone(),
@@ -317,6 +330,11 @@ impl Devices {
             },
         };
         self.plugged.iter().map(report).collect()
+    }
+
+    /// Whether there are consoles on standard output and none of them has shown anything so far.
+    pub fn are_silent(&self) -> bool {
+        self.consoles.as_ref().is_some_and(|consoles| consoles.is_silent())
     }
 
     /// Whether a device has failed at any time.

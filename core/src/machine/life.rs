@@ -1,7 +1,7 @@
 //! One life of a VM: memory, images, device tree, start; then vCPUs; then teardown in the order that hypervisors need.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -72,6 +72,15 @@ impl From<device_tree::Error> for Failure {
     }
 }
 
+/// What a protected guest's kernel contains that has `CONFIG_DMA_RESTRICTED_POOL` (the name of the window in the tree).
+const WINDOW_DRIVER: &[u8] = b"restricted-dma-pool";
+/// What the user is told about one that has not.
+const NO_WINDOW_DRIVER: &str = "the kernel lacks CONFIG_DMA_RESTRICTED_POOL: a protected guest boots without it, and its \
+                                virtio devices (disks, network, hvc0) do not work";
+/// How long a guest may be silent before the user is told how to hear of it.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30);
+const EARLY_CONSOLE: &str = "earlycon";
+
 /// Between two times at which a VM gives back unused memory: a guest's start takes a second or several.
 const TRIM_PAUSE: Duration = Duration::from_millis(250);
 /// After so many, each pause is twice as long as the one before.
@@ -102,6 +111,9 @@ impl Life {
         if machine.devices.pci.is_some() && !pci::kernel_knows_host(kernel(&mut ram, &loaded)?) {
             tracing::warn!("{}", pci::UNKNOWN_HOST);
         }
+        if is_lent(machine) && !has_window_driver(kernel(&mut ram, &loaded)?) {
+            tracing::warn!("{NO_WINDOW_DRIVER}");
+        }
         ram.write(loaded.boot.dtb_address, &tree(machine, &plan, &loaded, &cmdline, Some(seed))?)?;
         let ram = ram.finish();
         machine.devices.attach(&ram.shared());
@@ -123,12 +135,17 @@ impl Life {
     ///
     /// Meanwhile it gives back what the guest's start alone needed. Nothing tells when a start is over, so that is
     /// done again and again for some time.
-    pub fn wait(&self, stop: &EventFd) {
+    pub fn wait(&self, machine: &Machine, stop: &EventFd) {
         let events = [&*self.ended, stop];
+        let (since, mut may_be_silent) = (Instant::now(), true);
         let mut pause = TRIM_PAUSE;
         for trims in 1.. {
             if wait_for(&events, (pause <= LONGEST_TRIM_PAUSE).then_some(pause)).is_some() {
                 return;
+            }
+            if may_be_silent && since.elapsed() >= LONGEST_SILENCE {
+                may_be_silent = false;
+                tell_of_silence(machine);
             }
             resident::trim();
             if trims >= TRIMS_AT_START {
@@ -155,6 +172,17 @@ impl Life {
                 (Some(End::Crash(format!("the VM does not stop: {error}"))), ExitCounts::default())
             }
         }
+    }
+}
+
+/// Says how to hear of a guest that has shown nothing, if it was not asked to speak early.
+fn tell_of_silence(machine: &Machine) {
+    let early = machine.cmdline.split_whitespace().any(|word| word.starts_with(EARLY_CONSOLE));
+    if !early && machine.accelerator.exits_are_dear() && machine.devices.are_silent() {
+        tracing::warn!(
+            "the guest has shown nothing so far: with {EARLY_CONSOLE} on --cmdline its kernel tells what it does from \
+             the first line on, at three exits a character"
+        );
     }
 }
 
@@ -193,7 +221,19 @@ fn load(machine: &Machine, ram: &mut RamBuilder) -> Result<loader::Loaded, Failu
 
 /// The command line for the kernel that has been loaded.
 fn cmdline(machine: &Machine, ram: &mut RamBuilder, loaded: &loader::Loaded) -> Result<String, Failure> {
-    Ok(cmdline::complete(&machine.cmdline, &machine.devices.cmdline, kernel(ram, loaded)?))
+    let kernel = kernel(ram, loaded)?;
+    // The rules are those of devices that work through memory.
+    let works = !is_lent(machine) || has_window_driver(kernel);
+    let rules = if works { machine.devices.cmdline.as_slice() } else { &[] };
+    Ok(cmdline::complete(&machine.cmdline, rules, kernel, !machine.accelerator.exits_are_dear()))
+}
+
+fn is_lent(machine: &Machine) -> bool {
+    matches!(machine.protection, Protection::Lent { .. })
+}
+
+fn has_window_driver(kernel: &[u8]) -> bool {
+    memchr::memmem::find(kernel, WINDOW_DRIVER).is_some()
 }
 
 /// The kernel that has been loaded.

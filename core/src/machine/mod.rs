@@ -86,7 +86,7 @@ pub fn run(machine: &Machine, stop: &EventFd, begun: Instant, stats: &mut Stats)
             }
         };
         let entered = *first_entry.get_or_insert_with(Instant::now);
-        life.wait(stop);
+        life.wait(machine, stop);
         let (end, counts) = life.finish(machine);
         stats.add_exits(&counts);
         stats.set_times(entered - begun, entered.elapsed());

@@ -7,8 +7,9 @@
 //! console = "stdio"
 //! # Words for the kernel command line, see `CmdlineRule`.
 //! [device.cmdline]
-//! words = "earlycon"
-//! unless = ["earlycon"]
+//! words = "console=ttyAMA0"
+//! early = "earlycon"
+//! unless = ["console="]
 //! kernel-has = ["pl011"]
 //! ```
 
