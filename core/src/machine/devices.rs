@@ -332,6 +332,11 @@ impl Devices {
         self.plugged.iter().map(report).collect()
     }
 
+    /// Whether a device works on guest memory.
+    pub fn use_memory(&self) -> bool {
+        self.pci.is_some() || self.functions().next().is_some()
+    }
+
     /// Whether there are consoles on standard output and none of them has shown anything so far.
     pub fn are_silent(&self) -> bool {
         self.consoles.as_ref().is_some_and(|consoles| consoles.is_silent())

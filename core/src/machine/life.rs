@@ -111,7 +111,8 @@ impl Life {
         if machine.devices.pci.is_some() && !pci::kernel_knows_host(kernel(&mut ram, &loaded)?) {
             tracing::warn!("{}", pci::UNKNOWN_HOST);
         }
-        if is_lent(machine) && !has_window_driver(kernel(&mut ram, &loaded)?) {
+        let needs_window = is_lent(machine) && machine.devices.use_memory();
+        if needs_window && !has_window_driver(kernel(&mut ram, &loaded)?) {
             tracing::warn!("{NO_WINDOW_DRIVER}");
         }
         ram.write(loaded.boot.dtb_address, &tree(machine, &plan, &loaded, &cmdline, Some(seed))?)?;

@@ -131,6 +131,19 @@ impl Run {
         self
     }
 
+    /// Takes from the kernel what it needs to use the window of a protected guest.
+    ///
+    /// # Panics
+    ///
+    /// If the folder cannot be written to.
+    #[must_use]
+    pub fn without_window_driver(self) -> Self {
+        let mut kernel = image::kernel();
+        kernel[64..64 + image::POOL.len()].fill(0);
+        fs::write(self.folder.path().join("Image"), kernel).expect("a folder to write to");
+        self
+    }
+
     /// Adds an injection (`GUNYAH_SIM_INJECT`).
     #[must_use]
     pub fn inject(self, injection: &str) -> Self {

@@ -124,6 +124,18 @@ fn a_device_does_not_touch_lent_memory_that_a_request_names() {
     }
 }
 
+#[test]
+fn a_kernel_that_cannot_use_the_window_is_told_of_before_its_disk_fails() {
+    let power_off = json!({"vcpus": [["power-off"]]});
+    let run = |kind| Run::new(kind, &power_off).without_window_driver();
+    let told =
+        |ended: gunyah_tests::Ended| ended.messages.contains("the kernel lacks CONFIG_DMA_RESTRICTED_POOL");
+    assert!(told(run(Kind::C).disk().to_end()));
+    assert!(!told(run(Kind::C).to_end()), "a guest without virtio devices needs no window");
+    assert!(!told(run(Kind::A).disk().to_end()), "all memory is shared");
+    assert!(!told(Run::new(Kind::C, &power_off).disk().to_end()));
+}
+
 /// As [`request`], for one that may not be answered at all.
 fn request_in_vain(data: u64) -> Vec<Value> {
     let mut steps = request(data);
