@@ -38,6 +38,8 @@ pub(crate) enum Code {
     NoResource = 2,
     Denied = 3,
     ArgumentInvalid = 6,
+    /// A message that this Resource Manager does not know.
+    Unimplemented = -1,
 }
 
 /// Messages a refusal can answer (rule 1.4).
@@ -45,6 +47,7 @@ pub(crate) enum Code {
 pub(crate) enum Message {
     ConfigImage = 0x5600_0009,
     Init = 0x5600_000b,
+    SetBootContext = 0x5600_0031,
 }
 
 /// A request the Resource Manager turned down.
@@ -76,6 +79,7 @@ impl Refusal {
             Code::NoResource => Errno::ENODEV,
             Code::Denied => Errno::EPERM,
             Code::ArgumentInvalid => Errno::EINVAL,
+            Code::Unimplemented => Errno::EOPNOTSUPP,
         }
     }
 }

@@ -203,16 +203,20 @@ fn an_irqfd_can_claim_its_bell_after_the_start() {
 #[test]
 fn a_label_without_a_bell_is_accepted_and_never_rings() {
     let steps = r#"[{"no-irq": {"label": 7, "ms": 50}}, "power-off"]"#;
-    let outcome = Sim::new("A").script(steps).check(test_name!(), || {
+    let outcome = Sim::new("A").script(steps).run(test_name!(), || {
         let machine = Machine::new("A", &Tree::default());
-        let bell = eventfd();
+        let (bell, later) = (eventfd(), eventfd());
         machine.irqfd(ADD_FUNCTION, bell.as_raw_fd(), 7, 0).unwrap();
         machine.start().unwrap();
+        machine.irqfd(ADD_FUNCTION, later.as_raw_fd(), 8, 0).unwrap();
         signal(&bell);
         machine.vcpus[0].run().unwrap();
         assert_eq!(machine.vcpus[0].status(), (2, 1));
     });
+    assert!(outcome.status.success(), "{}", outcome.output);
     assert!(outcome.logged("label 7 has no doorbell"));
+    let problems = outcome.report["problems"].as_array().unwrap();
+    assert_eq!(problems.len(), 2, "{problems:?}");
 }
 
 #[test]

@@ -139,6 +139,15 @@ fn a_shared_image_is_refused_on_a_phone() {
 }
 
 #[test]
+fn the_open_build_runs_no_later_driver() {
+    let sim = Sim::new("C").var("GUNYAH_SIM_RM", "debug").script("[]");
+    let outcome = sim.check(test_name!(), || {
+        assert_eq!(Machine::new("C", &Tree::default()).start(), Err(libc::EOPNOTSUPP));
+    });
+    assert!(outcome.logged("RM rejected message 56000031"));
+}
+
+#[test]
 fn vcpus_that_differ_from_the_tree_end_the_program() {
     let outcome = Sim::new("A").script("[]").run(test_name!(), || {
         let mut machine = Machine::new("A", &Tree::default());

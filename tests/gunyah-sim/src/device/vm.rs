@@ -1,6 +1,6 @@
 //! A VM's file: the driver's state, and the machine once it has started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -44,6 +44,7 @@ pub(crate) struct Machine {
     memory: Arc<GuestMemory>,
     pub(crate) fault: Option<StandingFault>,
     pub(crate) vcpus: u32,
+    bells: BTreeSet<u32>,
 }
 
 /// A VM. Its last reference ends it: those of its descriptor and of each vCPU's descriptor and run-page mapping
@@ -143,10 +144,11 @@ impl Vm {
         check_irqfd(arg)?;
         let event = Arc::new(Event::of_program(arg.fd)?);
         let irqfd = self.driver().functions.add_irqfd(arg, event)?;
-        match self.machine() {
-            Some(machine) => machine.back_end.bind_irqfd(arg.label, &irqfd),
-            None => Ok(()),
+        let Some(machine) = self.machine() else { return Ok(()) };
+        if !machine.bells.contains(&arg.label) {
+            report::problem(format!("irqfd label {} has no doorbell: it will never ring", arg.label));
         }
+        machine.back_end.bind_irqfd(arg.label, &irqfd)
     }
 
     pub(crate) fn remove_irqfd(&self, label: u32) -> Result<(), Errno> {
@@ -191,6 +193,7 @@ impl Vm {
 
     fn try_start(&self, driver: &Driver) -> Result<(), Failure> {
         self.check_grace()?;
+        self.check_messages()?;
         let host = Host {
             build: self.config.build,
             cores: self.config.cores,
@@ -205,7 +208,10 @@ impl Vm {
                 std::process::abort();
             }
         };
-        plan.warnings.iter().for_each(|line| trace::kernel_log(line));
+        for warning in &plan.warnings {
+            trace::kernel_log(warning);
+            report::problem(warning.clone());
+        }
         let memory = Arc::new(take_memory(driver, &plan)?);
         let back_end = back_end::start(self.config, &plan, &memory).unwrap_or_else(|error| {
             eprintln!("gunyah-sim: {error}");
@@ -213,7 +219,8 @@ impl Vm {
         });
         connect(driver, back_end.as_ref())?;
         let vcpus = plan.description.vcpus;
-        let _ = self.machine.set(Machine { back_end, memory, fault: plan.fault, vcpus });
+        let bells = plan.description.doorbells.iter().map(|bell| bell.label).collect();
+        let _ = self.machine.set(Machine { back_end, memory, fault: plan.fault, vcpus, bells });
         Ok(())
     }
 
@@ -227,6 +234,18 @@ impl Vm {
             errno: Errno::ENODEV,
             answer: Some((rm::Message::Init, rm::Code::NoResource)),
             why: "the hypervisor has not got back what the last VM had".to_owned(),
+        })
+    }
+
+    /// The open build is older than the messages that the later drivers send (rule 9).
+    fn check_messages(&self) -> Result<(), Failure> {
+        if self.config.build == rm::Build::Production || self.generation == Generation::A {
+            return Ok(());
+        }
+        Err(Failure {
+            errno: Errno::EOPNOTSUPP,
+            answer: Some((rm::Message::SetBootContext, rm::Code::Unimplemented)),
+            why: "the open build does not know this message".to_owned(),
         })
     }
 

@@ -130,12 +130,12 @@ fn shared_window(label: u32, base: u64, optional: bool) -> crate::fdt::Node {
     let mut memory = crate::fdt::Node::new("memory");
     memory.set_u32("label", label);
     memory.set_u64("base", base);
+    if optional {
+        memory.set("optional", Vec::new());
+    }
     let mut window = crate::fdt::Node::new("swiotlb");
     window.set_strings("vdevice-type", &["shm"]);
     window.set("peer-default", Vec::new());
-    if optional {
-        window.set("optional", Vec::new());
-    }
     window.children.push(memory);
     window
 }
@@ -248,6 +248,23 @@ fn the_address_given_for_memory_is_ignored_in_generation_a() {
     assert_eq!(case.describe().unwrap().placed, [0x8000_0000, 0x4000_1000]);
     let with_window = case.with(|case| case.vdevices().children.push(shared_window(5, 0xa000_0000, false)));
     assert_eq!(with_window.describe().unwrap().placed, [0x8000_0000, 0xa000_0000]);
+}
+
+#[test]
+fn bad_windows_are_refused() {
+    let with = |change: fn(&mut crate::fdt::Node)| {
+        let mut window = shared_window(5, 0xa000_0000, true);
+        change(&mut window);
+        Case::new(Generation::A).with(|case| case.vdevices().children.push(window)).describe()
+    };
+    assert!(with(|_| {}).is_ok());
+    assert!(with(|window| window.children.clear()).is_err(), "no memory");
+    assert!(with(|window| window.children[0].name = "memory@0".to_owned()).is_err(), "another name");
+    assert!(with(|window| window.children.push(crate::fdt::Node::new("more"))).is_err(), "a second node");
+    assert!(with(|window| window.children[0].set_u32("base", 0xa000_0000)).is_err(), "one cell");
+    assert!(with(|window| window.children[0].set("allocate-base", Vec::new())).is_err(), "both");
+    let unlabelled = with(|window| window.children[0].properties.retain(|property| property.name != "label"));
+    assert!(unlabelled.is_err(), "no label");
 }
 
 #[test]

@@ -126,19 +126,19 @@ fn check_unique(known: &[Doorbell], new: &Doorbell) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Everything is read in the node `memory`, which has no brother; `base` has the two cells that are the default there.
 fn read_shared_memory(node: &Node) -> Result<SharedMemory, Refusal> {
     check_peer(node)?;
-    let memory = node
-        .child("memory")
-        .ok_or_else(|| Refusal::init(format!("shm {} has no \"memory\" node", node.name)))?;
-    let base = memory.property("base").map(cells).and_then(|value| number(&value, value.len().min(2)));
-    if base.is_none() && !memory.has("allocate-base") {
-        return Err(Refusal::init(format!("shm {} has neither base nor allocate-base", node.name)));
+    let [memory] = node.children.as_slice() else {
+        return Err(Refusal::init(format!("shm {} has not just one node \"memory\"", node.name)));
+    };
+    if memory.name != "memory" {
+        return Err(Refusal::init(format!("shm {} has a node {:?}", node.name, memory.name)));
     }
-    let label = memory.u32("label").or_else(|| node.u32("label"));
-    Ok(SharedMemory {
-        label: label.ok_or_else(|| Refusal::init(format!("shm {} has no label", node.name)))?,
-        base,
-        optional: memory.has("optional") || node.has("optional"),
-    })
+    let base = memory.property("base").map(cells).filter(|value| value.len() == 2);
+    let base = base.and_then(|value| number(&value, 2));
+    if base.is_some() == memory.has("allocate-base") {
+        return Err(Refusal::init(format!("shm {} has not one of base and allocate-base", node.name)));
+    }
+    Ok(SharedMemory { label: label(memory)?, base, optional: memory.has("optional") })
 }

@@ -79,8 +79,8 @@ impl Tree {
             let window = fdt.begin_node("swiotlb-shm")?;
             fdt.property_string("vdevice-type", "shm")?;
             fdt.property_null("peer-default")?;
-            fdt.property_null("optional")?;
             let memory = fdt.begin_node("memory")?;
+            fdt.property_null("optional")?;
             fdt.property_u32("label", label)?;
             fdt.property_u64("base", base)?;
             fdt.end_node(memory)?;
