@@ -94,6 +94,7 @@ impl Allocator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hypervisor::plan::GIC_DISTRIBUTOR_SIZE;
     use crate::pci::host::ECAM_SIZE;
     use crate::pci::v2m::FRAME_SIZE;
 
@@ -128,6 +129,10 @@ mod tests {
         const {
             assert!(V2M_FRAME + FRAME_SIZE <= DEVICES_BASE && DEVICES_END <= PCI_WINDOW.start);
             assert!(PCI_WINDOW.end <= PCI_ECAM);
+            // Gunyah's trap window.
+            assert!(
+                PCI_ECAM + ECAM_SIZE < GIC_DISTRIBUTOR && GIC_DISTRIBUTOR + GIC_DISTRIBUTOR_SIZE <= 1 << 30
+            );
         }
     }
 
