@@ -11,8 +11,8 @@ use gvmm_plugin_api::worker::{QueueHandler, QueueWorkers};
 
 /// Device type (virtio 1.2, 5).
 pub(crate) const DEVICE_TYPE: u32 = 4;
-/// Drivers have a single request on its way.
-const QUEUE_SIZE: u16 = 8;
+/// Drivers have a single request on its way. Front ends of vhost-user do not ask for the size: QEMU's generic one takes this.
+pub(crate) const QUEUE_SIZE: u16 = 64;
 /// Bytes that one request gets at most; it may get less than it has room for (virtio 1.2, 5.4.6.1).
 pub(crate) const MAX_BYTES: usize = 4096;
 /// Requests that are served before the worker may look at anything else.

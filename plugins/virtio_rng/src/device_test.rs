@@ -6,7 +6,7 @@ use gvmm_plugin_api::testing::{Buffer, FakeHost, VirtioHarness, wait_until};
 use gvmm_plugin_api::virtio::{COMMON_FEATURES, VirtioDevice};
 use proptest::prelude::*;
 
-use crate::device::{Entropy, MAX_BYTES};
+use crate::device::{Entropy, MAX_BYTES, QUEUE_SIZE};
 
 const OUT: u64 = VirtioHarness::DATA;
 
@@ -35,6 +35,19 @@ fn requests_get_bytes_that_differ() {
     assert_ne!(first, second);
     assert_ne!(first, [0; 64]);
     assert_eq!(machine.device.metrics()[0].value, 128);
+}
+
+#[test]
+fn a_full_queue_is_served() {
+    let mut machine = machine();
+    let mut queue = machine.harness.start(0, QUEUE_SIZE);
+    for _ in 0..QUEUE_SIZE {
+        queue.add(&[Buffer::writable(OUT, 64)]);
+    }
+    queue.kick();
+    for _ in 0..QUEUE_SIZE {
+        assert_eq!(queue.wait_used().len, 64);
+    }
 }
 
 #[test]

@@ -25,7 +25,8 @@ const F_STREAM: u64 = 1;
 pub(crate) const RECEIVE_QUEUE: u16 = 0;
 pub(crate) const TRANSMIT_QUEUE: u16 = 1;
 const EVENT_QUEUE: u16 = 2;
-const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+/// Linux has 8 events on their way. Front ends of vhost-user do not ask for the size: QEMU's generic one takes 64.
+const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 /// Bytes of the configuration space: the guest's address.
 const CONFIG_SIZE: usize = 8;
 
