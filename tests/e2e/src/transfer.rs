@@ -69,6 +69,9 @@ pub(crate) struct ServeOptions {
     /// End after so many connections
     #[arg(long, default_value_t = 1)]
     connections: u64,
+    /// Connect to the endpoint, where something joins this program to the one that asks
+    #[arg(long)]
+    connect: bool,
 }
 
 #[derive(clap::Args)]
@@ -93,7 +96,8 @@ pub(crate) struct TransferOptions {
 }
 
 pub(crate) fn serve(options: &ServeOptions) -> Result<()> {
-    let accept = listener(&options.endpoint)?;
+    let accept =
+        if options.connect { Box::new(|| open(&options.endpoint)) } else { listener(&options.endpoint)? };
     println!("@serving");
     let mut threads = Vec::new();
     for _ in 0..options.connections {

@@ -1,7 +1,8 @@
 //! Devices of L1 itself that `gvmm-device` serves on the machine that runs QEMU: our back ends under QEMU's front ends.
 
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,11 +16,12 @@ use crate::workspace::Workspace;
 
 /// The empty disk that options of the devices may name, and its size in bytes.
 const DISK: (&str, u64) = ("disk.img", 32 << 20);
-/// The Unix socket of a cable between two network cards.
-const CABLE: &str = "cable.sock";
+/// Unix sockets of cables: between two network cards, and between two streams of a guest's to port 5000 of a vsock device whose
+/// socket is `vsock`.
+const CABLES: [&str; 2] = ["cable.sock", "vsock_5000"];
 
 /// A device, as the `group.toml` of end-to-end tests describes it. Paths are relative to the working folder of the boot,
-/// where an empty disk `disk.img` and the socket `cable.sock` are, which joins the two that connect to it.
+/// where an empty disk `disk.img` and the sockets `cable.sock` and `vsock_5000` are. Each of those joins the two that connect to it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Description {
@@ -72,7 +74,7 @@ impl Served {
         }
         let disk = std::fs::File::create(folder.join(DISK.0))?;
         disk.set_len(DISK.1)?;
-        lay_cable(&folder.join(CABLE)).context("a socket for the cable")?;
+        CABLES.iter().try_for_each(|name| lay_cable(&folder.join(name))).context("a socket for a cable")?;
         self.devices.iter().map(|device| device.start(folder)).collect()
     }
 
@@ -99,14 +101,18 @@ impl Device {
     }
 }
 
-/// Passes on to either of the two that connect what the other sends.
+/// Passes on to either of the two that connect what the other sends, and that it sends no more.
 fn lay_cable(socket: &Path) -> io::Result<()> {
+    fn pass_on(mut from: UnixStream, mut to: UnixStream) -> io::Result<()> {
+        io::copy(&mut from, &mut to)?;
+        to.shutdown(Shutdown::Write)
+    }
     let listener = UnixListener::bind(socket)?;
     std::thread::spawn(move || -> io::Result<()> {
-        let (mut one, mut other) = (listener.accept()?.0, listener.accept()?.0);
-        let (mut from_other, mut to_one) = (other.try_clone()?, one.try_clone()?);
-        std::thread::spawn(move || io::copy(&mut from_other, &mut to_one));
-        io::copy(&mut one, &mut other).map(drop)
+        let (one, other) = (listener.accept()?.0, listener.accept()?.0);
+        let (from_other, to_one) = (other.try_clone()?, one.try_clone()?);
+        std::thread::spawn(move || pass_on(from_other, to_one));
+        pass_on(one, other)
     });
     Ok(())
 }
@@ -130,6 +136,9 @@ mod tests {
             ends[to].read_exact(&mut frame).unwrap();
             assert_eq!(&frame, b"frame");
         }
+        let [one, mut other] = ends;
+        one.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(other.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]
