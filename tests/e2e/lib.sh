@@ -35,7 +35,7 @@ keyboard=/dev/null
 initrd=$INITRD
 status=
 plugins=/gvmm/plugins
-export PATH=/bed/tools:$PATH
+export PATH=/bed/passt:/bed/tools:$PATH
 
 fail() {
     echo "failed: $*"

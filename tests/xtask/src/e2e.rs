@@ -147,7 +147,7 @@ impl Group {
         add_tools(&bed, build)?;
         add_libraries(&bed, build, &self.bed.libraries)?;
         add_examples(&bed, build, &self.bed.examples)?;
-        add_protected_kernel(&bed)?;
+        add_offered(&bed)?;
         if self.bed.full_kernel {
             bed.add(&setup::ensure_full_kernel(workspace)?, "full")?;
         }
@@ -238,15 +238,18 @@ pub(crate) fn add_tools(bed: &Bed, build: &Build) -> Result<()> {
     Ok(())
 }
 
-/// Names a kernel with `CONFIG_DMA_RESTRICTED_POOL`, which Debian's kernels lack.
-const PROTECTED_KERNEL: &str = "GVMM_PROTECTED_KERNEL";
+/// Files that a caller may have beyond what Debian 12 has: the variable that names one, and its place on `/bed`. A kernel with
+/// `CONFIG_DMA_RESTRICTED_POOL` for protected guests, and a newer passt for arm64.
+const OFFERED: [(&str, &str); 2] = [("GVMM_PROTECTED_KERNEL", "protected/Image"), ("GVMM_PASST", "passt")];
 
-/// Puts the kernel of protected guests at `/bed/protected/Image`, if the caller has one.
-fn add_protected_kernel(bed: &Bed) -> Result<()> {
-    match std::env::var_os(PROTECTED_KERNEL) {
-        Some(image) => bed.add(Path::new(&image), "protected/Image").context(PROTECTED_KERNEL),
-        None => Ok(()),
+/// Puts the files of [`OFFERED`] that the caller has onto `/bed`.
+fn add_offered(bed: &Bed) -> Result<()> {
+    for (variable, place) in OFFERED {
+        if let Some(file) = std::env::var_os(variable) {
+            bed.add(Path::new(&file), place).context(variable)?;
+        }
     }
+    Ok(())
 }
 
 /// Puts the shared libraries of packages below `tests/` at `/bed/lib`.

@@ -2,8 +2,10 @@
 uplink
 size=${GVMM_TRANSFER_BYTES:-2000000}
 # What the buffers between passt and the server hold: passt of Debian 12 resets a connection on which the guest has sent more
-# than the server has taken, QEMU's guests' as well.
+# than the server has taken, QEMU's guests' as well. A newer one does not.
 up=1000000
+[ ! -e /bed/passt ] || up=$size
+command -v passt
 guestio serve tcp:127.0.0.1:5001 --connections 6 &
 server=$!
 guest <<EOF
@@ -12,10 +14,11 @@ ip addr add 10.9.0.1/24 dev eth0
 ip route add default via 10.9.0.2
 cat /sys/class/net/eth0/mtu
 guestio serve tcp:0.0.0.0:5002 --connections 2
-# The gateway's address leads to the host itself. The half that goes up stays open while data come down: passt of Debian 12
-# sends some of it twice after the guest has closed its own.
-guestio transfer tcp:10.9.0.2:5001 --up $up
-guestio transfer tcp:10.9.0.2:5001 --down $size --keep-open
+# The gateway's address leads to the host itself. The half that goes up stays open while data come down. Once the guest has
+# closed it, passt of Debian 12 sends some bytes twice. Newer ones, when they have to send something again, were seen to send
+# other bytes in its place (that of October 2026, to QEMU's guests as well) or to reset the connection (that of Debian 13).
+guestio transfer tcp:10.9.0.2:5001 --up $up && echo @up
+guestio transfer tcp:10.9.0.2:5001 --down $size --keep-open && echo @down
 guestio transfer tcp:10.9.0.2:5001 --rounds 20
 EOF
 cmdline="$cmdline modules=virtio_net"
@@ -28,8 +31,8 @@ for queues in 1 4; do
     finish
     expect_status 0
     expect_console '^65520$'
-    expect_console "^@transfer 1 connections $up bytes"
-    expect_console "^@transfer 1 connections $size bytes"
+    expect_console '^@up$'
+    expect_console '^@down$'
     expect_console '^served 2 connections'
 done
 wait "$server"
