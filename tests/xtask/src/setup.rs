@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::build::{self, Cross, TARGET};
 use crate::full_kernel;
-use crate::guest_packages::{self, Guest};
+use crate::guest_packages::{self, Guest, Wanted};
 use crate::process::{self, find_program, progress};
 use crate::workspace::{Workspace, cargo};
 
@@ -34,7 +34,7 @@ pub(crate) fn ensure(workspace: &Workspace) -> Result<Ready> {
     install_host_packages(&[QEMU, CROSS_COMPILER, CROSS_LIBC, MKE2FS, XZ])?;
     let cross = build::ensure_cross(workspace)?;
     fetch_crates(workspace)?;
-    let guest = guest_packages::ensure(&workspace.cache)?;
+    let guest = guest_packages::ensure(&workspace.cache, Wanted::Bed)?;
     Ok(Ready { guest, cross })
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn ensure(workspace: &Workspace) -> Result<Ready> {
 pub(crate) fn ensure_native(workspace: &Workspace) -> Result<Guest> {
     let _lock = lock(workspace)?;
     install_host_packages(&[MKE2FS, XZ])?;
-    guest_packages::ensure(&workspace.cache)
+    guest_packages::ensure(&workspace.cache, Wanted::Guest)
 }
 
 /// Downloads the kernel that some tests want beside the usual one; returns its folder.
