@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: from a checkout to the shell of a guest, in the caller's own terminal.
 
+use std::os::unix::fs::symlink;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
@@ -72,6 +73,8 @@ fn natively(workspace: &Workspace, options: &Options) -> Result<i32> {
     recreate(&folder)?;
     images::initrd(workspace, &guest, &folder.join("initrd"))?;
     images::guest_disk(workspace, &guest, &folder.join("guest-root"), &folder.join("svm_disk.img"))?;
+    // The folder is as a user's would be: what the command line names is in it.
+    symlink(dist.join("plugins"), folder.join("plugins")).context("cannot link the plugins")?;
     let kernel = guest.kernel.to_str().context("the cache's path is not UTF-8")?;
     let mut gvmm = Command::new(dist.join("gvmm"));
     gvmm.args(guest_arguments(options, kernel, "initrd", "svm_disk.img")).current_dir(&folder);
