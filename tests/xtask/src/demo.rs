@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: from a checkout to the shell of a guest, in the caller's own terminal.
 
 use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
@@ -8,12 +9,13 @@ use anyhow::{Context, Result, bail};
 use crate::apt::recreate;
 use crate::bed::{Bed, command_line};
 use crate::build::{Build, Cross, TARGET};
+use crate::hypervisor::{self, Access};
 use crate::process::{display, progress};
 use crate::workspace::Workspace;
 use crate::{dist, images, setup};
 
-/// Hypervisors of Linux on arm64 that gvmm can use.
-const HYPERVISORS: [&str; 2] = ["/dev/gunyah", "/dev/kvm"];
+/// gvmm's exit code for a guest that the hypervisor did not start.
+const NOT_STARTED: i32 = 1;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -32,18 +34,39 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
-    let status = if !options.emulate && has_own_hypervisor() {
-        natively(workspace, options)?
-    } else {
-        in_the_bed(workspace, options)?
+    let native = if options.emulate { None } else { for_this_machine(workspace)? };
+    let status = match &native {
+        Some(dist) => natively(workspace, options, dist)?,
+        None => in_the_bed(workspace, options)?,
     };
     progress(format!("gvmm ended with exit code {status}"));
+    if native.is_some() && status == NOT_STARTED {
+        progress(
+            "where this machine's hypervisor is the cause, `cargo xtask demo --emulate` does without it",
+        );
+    }
     Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)))
 }
 
-fn has_own_hypervisor() -> bool {
-    let usable = |device: &str| std::fs::File::options().read(true).write(true).open(device).is_ok();
-    cfg!(target_arch = "aarch64") && HYPERVISORS.into_iter().any(usable)
+/// Builds gvmm for a hypervisor of this machine; returns its folder. `None` if guests are to be emulated, and a person
+/// who may have expected otherwise has been told why.
+fn for_this_machine(workspace: &Workspace) -> Result<Option<PathBuf>> {
+    if !cfg!(target_arch = "aarch64") {
+        return Ok(None);
+    }
+    let obstacle = match hypervisor::access(&hypervisor::DEVICES) {
+        Access::Missing => return Ok(None),
+        Access::Refused(why) => why,
+        Access::Granted => {
+            let dist = dist::make(&Build { workspace, target: None, cross: &Cross::default() })?;
+            match hypervisor::obstacle(&dist.join("gvmm"))? {
+                None => return Ok(Some(dist)),
+                Some(why) => why,
+            }
+        }
+    };
+    progress(format!("emulating, since no hypervisor of this machine can be used: {obstacle}"));
+    Ok(None)
 }
 
 fn in_the_bed(workspace: &Workspace, options: &Options) -> Result<i32> {
@@ -66,9 +89,8 @@ fn in_the_bed(workspace: &Workspace, options: &Options) -> Result<i32> {
     outcome.status.context("QEMU ended before gvmm did")
 }
 
-fn natively(workspace: &Workspace, options: &Options) -> Result<i32> {
+fn natively(workspace: &Workspace, options: &Options, dist: &Path) -> Result<i32> {
     let guest = setup::ensure_native(workspace)?;
-    let dist = dist::make(&Build { workspace, target: None, cross: &Cross::default() })?;
     let folder = workspace.target.join("demo");
     recreate(&folder)?;
     images::initrd(workspace, &guest, &folder.join("initrd"))?;

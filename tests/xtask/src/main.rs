@@ -16,6 +16,7 @@ mod dist;
 mod e2e;
 mod full_kernel;
 mod guest_packages;
+mod hypervisor;
 mod images;
 mod kernel;
 mod l1;
