@@ -23,6 +23,7 @@ pub mod host;
 pub mod inflight;
 pub mod interrupt;
 mod log;
+mod look_out;
 pub mod memory;
 pub mod metrics;
 pub mod mmio;

@@ -208,7 +208,7 @@ impl VirtQueue {
     /// Notes in the region what is in flight, after having taken up what it says.
     fn track(&mut self, region: InflightRegion) -> Result<(), QueueError> {
         let used = self.queue.used_idx(self.memory.inner(), Ordering::Acquire);
-        let used = used.map_err(|e| QueueError::Broken(e.to_string()))?.0;
+        let used = used.map_err(broken)?.0;
         let refused = |error: InflightError| QueueError::Inflight(error.to_string());
         let (tracker, recovered) = Tracker::open(region, self.queue.size(), used).map_err(refused)?;
         self.tracker = Some(tracker);
@@ -250,8 +250,7 @@ impl VirtQueue {
         if let Some(head) = self.recovered.pop_front() {
             return Ok(Some((head, true)));
         }
-        let mut heads =
-            self.queue.iter(self.memory.inner()).map_err(|e| QueueError::Broken(e.to_string()))?;
+        let mut heads = self.queue.iter(self.memory.inner()).map_err(broken)?;
         let Some(head) = heads.next().map(|chain| chain.head_index()) else { return Ok(None) };
         if let Some(tracker) = &mut self.tracker {
             tracker.take(head);
@@ -271,7 +270,7 @@ impl VirtQueue {
             tracker.completed(chain.head, self.queue.next_used());
         }
         self.keep_spare(chain);
-        added.map_err(|e| QueueError::Broken(e.to_string()))
+        added.map_err(broken)
     }
 
     /// Gives several requests back so that the driver sees all of them or none: the buffers of one network frame
@@ -292,7 +291,7 @@ impl VirtQueue {
         }
         let index = GuestAddress(self.queue.used_ring() + USED_INDEX_AT);
         let stored = self.memory.inner().store(next.0.to_le(), index, Ordering::Release);
-        stored.map_err(|e| QueueError::Broken(e.to_string()))?;
+        stored.map_err(broken)?;
         self.queue.set_next_used(next.0);
         for (chain, _) in chains.drain(..) {
             if let Some(tracker) = &mut self.tracker {
@@ -350,18 +349,35 @@ impl VirtQueue {
 
     /// Asks the driver for no kicks.
     pub fn disable_kicks(&mut self) -> Result<(), QueueError> {
-        self.queue.disable_notification(self.memory.inner()).map_err(|e| QueueError::Broken(e.to_string()))
+        if self.queue.event_idx_enabled() {
+            // It kicks when it passes the event index: one that is as far away as can be.
+            let event = self.queue.next_avail().wrapping_add(1 << 15);
+            let at = self.queue.used_ring() + USED_ELEMENTS_AT + USED_ELEMENT * u64::from(self.queue.size());
+            let stored = self.memory.inner().store(event.to_le(), GuestAddress(at), Ordering::Relaxed);
+            return stored.map_err(broken);
+        }
+        self.queue.disable_notification(self.memory.inner()).map_err(broken)
     }
 
     /// Asks the driver for kicks again; whether requests have come meanwhile, for which there will be no kick.
     pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
-        self.queue.enable_notification(self.memory.inner()).map_err(|e| QueueError::Broken(e.to_string()))
+        self.queue.enable_notification(self.memory.inner()).map_err(broken)
+    }
+
+    /// Whether the driver has made requests available that were not taken.
+    pub(crate) fn has_requests(&self) -> Result<bool, QueueError> {
+        let index = self.queue.avail_idx(self.memory.inner(), Ordering::Acquire).map_err(broken)?;
+        Ok(index.0 != self.queue.next_avail())
     }
 
     /// Where the queue stands.
     pub fn state(&self) -> QueueState {
         QueueState { next_avail: self.queue.next_avail(), next_used: self.queue.next_used() }
     }
+}
+
+fn broken(error: impl std::fmt::Display) -> QueueError {
+    QueueError::Broken(error.to_string())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::interrupt::Event;
+use crate::look_out::LookOut;
 use crate::queue::{QueueError, VirtQueue};
 use crate::services::Services;
 use crate::virtio::{QueueSetup, QueueState};
@@ -32,8 +33,18 @@ pub trait QueueHandler: Send + 'static {
     /// that never lets the queue run empty must not keep the worker from stopping.
     ///
     /// Called once when the queue starts, then whenever the driver has made buffers available, and again if it left
-    /// some of them. The worker signals what is left to signal after it returns.
+    /// some of them or has other work. The worker signals what is left to signal after it returns.
     fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError>;
+
+    /// Whether the handler has work, new requests aside, that [`QueueHandler::process`] would do now; `None` where it
+    /// does not want to be asked.
+    ///
+    /// The worker asks a handler for some microseconds before it sleeps and looks at the queue meanwhile, so that
+    /// neither the driver has to kick nor the worker to be woken. It is for handlers that leave no requests in the
+    /// queue and whose sources can bear that delay.
+    fn has_work(&mut self) -> Option<bool> {
+        None
+    }
 
     /// Further descriptors to watch for input; asked for once. One that changes at run time hides behind an epoll
     /// descriptor of the handler's own.
@@ -87,7 +98,7 @@ impl QueueWorkers {
         let kick = setup.kick.try_clone().map_err(|e| failed("cannot copy an eventfd", &e))?;
         let queue = VirtQueue::new(setup).map_err(|e| failed("refused", &e))?;
         let services = self.services.clone();
-        let worker = Worker { queue, handler, kick, stop: stop.clone() };
+        let worker = Worker { queue, handler, kick, stop: stop.clone(), look_out: LookOut::new() };
         let body = move || worker.run(index, &services);
         let thread = self.services.spawn(&format!("queue-{index}"), body);
         running[slot] =
@@ -134,10 +145,13 @@ struct Worker<H> {
     handler: H,
     kick: Event,
     stop: Arc<Stop>,
+    look_out: LookOut,
 }
 
 const KICK: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
+/// Batches after which the sources have a turn, however busy the driver is.
+const ROUNDS: u32 = 256;
 
 impl<H: QueueHandler> Worker<H> {
     fn run(mut self, index: u16, services: &Services) -> QueueState {
@@ -159,54 +173,87 @@ impl<H: QueueHandler> Worker<H> {
             add(fd, EpollFlags::empty(), token)?;
         }
         let mut paused = Vec::new();
-        self.drain()?;
+        let mut unfinished = self.drain()?;
         loop {
             let mut events = [EpollEvent::empty(); 8];
-            let ready = match epoll.wait(&mut events, EpollTimeout::NONE) {
+            let timeout = if unfinished { EpollTimeout::ZERO } else { EpollTimeout::NONE };
+            let ready = match epoll.wait(&mut events, timeout) {
                 Err(Errno::EINTR) => continue,
                 other => other.map_err(std::io::Error::from)?,
             };
+            let mut more = std::mem::take(&mut unfinished);
             for event in &events[..ready] {
                 match event.data() {
                     STOP => {
                         self.handler.stopping(&mut self.queue)?;
                         return self.queue.signal();
                     }
-                    KICK => {
-                        self.drain()?;
-                        self.watch_again(&epoll, &paused)?;
-                        paused.clear();
-                    }
+                    KICK => more = true,
                     source => {
                         if self.source_ready(source)? == Watch::UntilKick {
                             self.leave_alone(&epoll, source)?;
                             paused.push(source);
                         }
+                        more |= self.more_after_source()?;
                     }
                 }
+            }
+            if more {
+                unfinished = self.drain()?;
+                self.watch_again(&epoll, &paused)?;
+                paused.clear();
             }
         }
     }
 
-    /// Works off the queue with kicks off, until with kicks on nothing has come or nothing more can be taken.
-    fn drain(&mut self) -> Result<(), QueueError> {
-        while !self.stop.asked.load(Ordering::Relaxed) {
+    /// Works off the queue with kicks off, until with kicks on nothing has come or nothing more can be taken; whether
+    /// there is more to do once the sources have had their turn.
+    fn drain(&mut self) -> Result<bool, QueueError> {
+        // Whether there are requests that the handler must see. What it sees and does not take is to wait; anything else
+        // came just now, without a kick.
+        let mut seen = false;
+        for _ in 0..ROUNDS {
+            if self.stop.asked.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
             self.queue.disable_kicks()?;
-            let before = self.queue.state().next_avail;
+            let before = self.queue.state();
             self.handler.process(&mut self.queue)?;
             self.queue.signal()?;
-            let more = self.queue.enable_kicks()?;
-            if !more || self.queue.state().next_avail == before {
-                break;
+            let any_done = self.queue.state() != before;
+            let more = any_done && self.looks_out() && self.more_comes()? || self.queue.enable_kicks()?;
+            if !more || seen && !any_done {
+                return Ok(false);
             }
+            seen = self.queue.has_requests()?;
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Whether to look out for something to do before sleeping.
+    fn looks_out(&mut self) -> bool {
+        self.handler.has_work().is_some() && self.look_out.is_due()
+    }
+
+    /// Looks out for something to do, kicks being off.
+    fn more_comes(&mut self) -> Result<bool, QueueError> {
+        let Self { queue, handler, look_out, .. } = self;
+        look_out.run(|| Ok(queue.has_requests()? || handler.has_work() == Some(true)))
     }
 
     fn source_ready(&mut self, source: u64) -> Result<Watch, QueueError> {
         let watch = self.handler.ready(usize::try_from(source).unwrap_or(usize::MAX), &mut self.queue)?;
         self.queue.signal()?;
         Ok(watch)
+    }
+
+    /// Whether there is more to do, without a kick, when a source has been served.
+    fn more_after_source(&mut self) -> Result<bool, QueueError> {
+        if !self.looks_out() {
+            return Ok(false);
+        }
+        self.queue.disable_kicks()?;
+        Ok(self.more_comes()? || self.queue.enable_kicks()?)
     }
 
     /// Without its descriptor in the epoll a source that has hung up is not reported either.

@@ -2,12 +2,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::queue::{QueueError, VirtQueue, total_len};
 use crate::services::Services;
-use crate::testing::{Buffer, FakeHost, VirtioHarness, wait_until};
+use crate::testing::{Buffer, FakeHost, QueueDriver, VirtioHarness, wait_until};
 use crate::virtio::{COMMON_FEATURES, F_EVENT_IDX, QueueSetup, QueueState, VirtioDevice, VirtioTraits};
 use crate::worker::{QueueHandler, QueueWorkers, Watch};
 
@@ -258,4 +258,78 @@ fn a_source_that_has_hung_up_is_reported_once_a_kick() {
     }
     wait_until("a report", || reports.load(Ordering::SeqCst) > 0);
     machine.stop(0, &mut queue);
+}
+
+/// Has its driver make a request available, without a kick, just after it has found the queue empty.
+struct Surprised(QueueWorkers, Arc<Mutex<Surprise>>);
+
+#[derive(Default)]
+struct Surprise {
+    queue: Option<QueueDriver>,
+    asked: bool,
+    has_work: Option<bool>,
+}
+
+struct Late(Arc<Mutex<Surprise>>);
+
+impl QueueHandler for Late {
+    fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
+        while let Some(chain) = queue.pop()? {
+            queue.push(chain, 0)?;
+        }
+        let mut surprise = self.0.lock().unwrap();
+        if std::mem::take(&mut surprise.asked) {
+            let queue = surprise.queue.as_mut().unwrap();
+            queue.add(&[Buffer::readable(IN, 1)]);
+            queue.kick_if_wanted();
+        }
+        Ok(())
+    }
+
+    fn has_work(&mut self) -> Option<bool> {
+        self.0.lock().unwrap().has_work
+    }
+}
+
+impl VirtioDevice for Surprised {
+    fn traits(&self) -> VirtioTraits {
+        VirtioTraits { device_type: 42, features: COMMON_FEATURES, queue_sizes: vec![64], config_size: 0 }
+    }
+
+    fn read_config(&self, _: u32, _: &mut [u8]) {}
+
+    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
+        self.0.start(index, setup, Late(self.1.clone()))
+    }
+
+    fn stop_queue(&self, index: u16) -> Option<QueueState> {
+        self.0.stop(index)
+    }
+
+    fn reset(&self) {}
+}
+
+#[test]
+fn a_request_that_comes_while_kicks_are_off_is_served_with_the_next_look_at_the_queue() {
+    for (features, has_work) in [COMMON_FEATURES, COMMON_FEATURES & !F_EVENT_IDX]
+        .into_iter()
+        .flat_map(|f| [(f, None), (f, Some(false))])
+    {
+        let surprise = Arc::new(Mutex::new(Surprise { has_work, ..Surprise::default() }));
+        let workers = QueueWorkers::new(Services::new(Arc::new(FakeHost::default())));
+        let mut machine = VirtioHarness::new(Arc::new(Surprised(workers, surprise.clone())), features);
+        let queue = machine.start(0, 8);
+        surprise.lock().unwrap().queue = Some(queue);
+        for _ in 0..100 {
+            {
+                let mut surprise = surprise.lock().unwrap();
+                surprise.asked = true;
+                // One for nothing, as when requests were found before their kick was.
+                surprise.queue.as_ref().unwrap().kick();
+            }
+            wait_until("the request", || {
+                surprise.lock().unwrap().queue.as_mut().unwrap().poll_used().is_some()
+            });
+        }
+    }
 }
