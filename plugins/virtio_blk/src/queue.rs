@@ -208,6 +208,11 @@ impl QueueHandler for BlockQueue {
         Ok(())
     }
 
+    fn has_work(&mut self) -> Option<bool> {
+        // With a limit requests wait in the queue; threads are slower than what the worker waits for.
+        (self.throttle_timer.is_none() && self.engines.by_threads() == 0).then(|| self.engines.any_back())
+    }
+
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
         self.watched().map(|(_, fd)| fd).collect()
     }

@@ -119,11 +119,14 @@ impl Engines {
 
     /// Has a request done by the kernel, or by a thread where there is no ring.
     pub(crate) fn hand_to_ring(&mut self, job: Job, memory: &GuestMemory) -> io::Result<()> {
-        let job = match &mut self.ring {
-            Some(ring) => ring.prepare(job, memory),
-            None => Err(job),
+        let refused = match &mut self.ring {
+            Some(ring) => match ring.prepare(job, memory) {
+                Ok(()) => return ring.submit_batch(),
+                Err(job) => job,
+            },
+            None => job,
         };
-        job.map_or_else(|refused| self.hand_to_pool(refused), Ok)
+        self.hand_to_pool(refused)
     }
 
     /// Has a request done by a thread.
@@ -159,6 +162,16 @@ impl Engines {
             self.pool.take_done(&mut self.done);
         }
         Ok(self.done.pop())
+    }
+
+    /// Requests that threads have.
+    pub(crate) fn by_threads(&self) -> usize {
+        self.pool.in_flight()
+    }
+
+    /// Whether something has come back from the kernel.
+    pub(crate) fn any_back(&mut self) -> bool {
+        self.ring.as_mut().is_some_and(Ring::any_back)
     }
 
     /// Readable when something was done.

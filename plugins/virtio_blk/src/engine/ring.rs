@@ -12,6 +12,8 @@ use crate::request::{Extent, Operation};
 
 /// Most entries of a ring: more requests in flight keep no disk busier, and each costs the kernel memory.
 const MAX_ENTRIES: u16 = 1024;
+/// Prepared requests that are worth a system call, so that the disk is busy while more are prepared.
+const BATCH: usize = 8;
 /// Most vectors of one entry: `UIO_MAXIOV` of Linux.
 const MAX_VECTORS: usize = 1024;
 
@@ -60,7 +62,7 @@ impl Ring {
     pub(super) fn new(image: BorrowedFd<'_>, queue_size: u16) -> io::Result<Self> {
         let entries = queue_size.min(MAX_ENTRIES);
         // Since Linux 5.19 completions can wait for the queue's next system call instead of interrupting it.
-        let ring = IoUring::builder().setup_coop_taskrun().build(entries.into());
+        let ring = IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().build(entries.into());
         let ring = ring.or_else(|_| IoUring::new(entries.into()))?;
         let slots = std::iter::repeat_with(Slot::default).take(entries.into()).collect();
         Ok(Self { ring, image: image.try_clone_to_owned()?, slots, free: (0..entries).rev().collect() })
@@ -75,6 +77,11 @@ impl Ring {
     /// Requests handed in that have not come back.
     pub(super) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// Whether something has come back, or would with [`Ring::submit`].
+    pub(super) fn any_back(&mut self) -> bool {
+        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
     }
 
     /// Prepares a read, a write or a flush for [`Ring::submit`]. A request that the ring cannot take comes back.
@@ -98,9 +105,19 @@ impl Ring {
         Ok(())
     }
 
-    /// Hands everything that is prepared to the kernel; what it cannot take now, when called again.
+    /// [`Ring::submit`], once there are so many that it should not wait for more.
+    pub(super) fn submit_batch(&mut self) -> io::Result<()> {
+        if self.ring.submission().len() >= BATCH { self.submit() } else { Ok(()) }
+    }
+
+    /// Hands everything that is prepared to the kernel, what it cannot take now, when called again; and has it hand
+    /// back what it has not yet.
     pub(super) fn submit(&mut self) -> io::Result<()> {
         let mut prepared = self.ring.submission().len();
+        if prepared == 0 && self.ring.submission().taskrun() {
+            // Otherwise done with the next system call, which may be one that waits.
+            self.wait_for(0)?;
+        }
         while prepared > 0 {
             match self.ring.submit() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -115,7 +132,11 @@ impl Ring {
 
     /// Waits until something has come back.
     pub(super) fn wait(&mut self) -> io::Result<()> {
-        match self.ring.submit_and_wait(1) {
+        self.wait_for(1)
+    }
+
+    fn wait_for(&mut self, count: usize) -> io::Result<()> {
+        match self.ring.submit_and_wait(count) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted || busy(&error) => Ok(()),
             other => other.map(|_| ()),
         }
