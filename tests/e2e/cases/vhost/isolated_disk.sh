@@ -1,5 +1,5 @@
 # A disk in a sandboxed process of its own that is killed again and again: all is read back as written.
-requests=${GVMM_REQUESTS:-300}
+requests=${GVMM_REQUESTS:-1000}
 disk data.img 32
 limit=900
 guest <<EOF
@@ -9,7 +9,7 @@ EOF
 start --stats stats.json --device virtio_blk,disk=data.img,isolate=on,id=disk --device virtio_rng,isolate=required
 await '@begin'
 while kill -0 "$vmm" 2>/dev/null; do
-    sleep 1
+    usleep 500000
     # Whichever are there: the disk's process, the entropy's, or both.
     kill -9 $(pidof gvmm-device) 2>/dev/null || :
 done

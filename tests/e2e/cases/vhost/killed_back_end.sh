@@ -1,5 +1,5 @@
 # gvmm-device is killed again and again under writes: the guest sees no error, and all is read back as written.
-requests=${GVMM_REQUESTS:-600}
+requests=${GVMM_REQUESTS:-1500}
 disk data.img 32
 limit=900
 guest <<EOF
