@@ -26,12 +26,14 @@
 #   expect_stats RE      a line of stats.json matches; stat_of COUNTER: the first counter of that name
 #   fail TEXT, skip TEXT
 #
-# $cmdline, $memory, $limit (seconds for one guest) and $keyboard (file to type from) may be changed before a boot.
+# $cmdline, $memory, $limit (seconds for one guest) and $keyboard (file to type from) may be changed before a boot,
+# $ahead (commands of busybox that a guest runs before its test) before `guest`.
 
 cmdline='console=ttyAMA0 quiet panic=-1'
 memory=256M
 limit=120
 keyboard=/dev/null
+ahead=
 initrd=$INITRD
 status=
 plugins=/gvmm/plugins
@@ -51,7 +53,8 @@ guest() {
     rm -rf overlay
     mkdir -p overlay/tools
     cat >overlay/tools/test
-    cp /bed/run-test overlay/start
+    { echo '#!/bin/busybox sh'; echo "$ahead"; cat /bed/run-test; } >overlay/start
+    chmod +x overlay/start
     cp /bed/tools/* overlay/tools/
     initrd=$PWD/initrd
     cp "$INITRD" "$initrd"
