@@ -1,12 +1,12 @@
-//! Measures a VMM from outside, the same way for every VMM: time to a text on the guest's console, and at that
-//! moment its memory and the exits that KVM counted; then what each piece of work costs that the guest announces by
+//! Measures a VMM from outside, the same way for every VMM: time to a text on the guest's console, the exits that KVM
+//! counted so far, and its memory when it has settled; then what each piece of work costs that the guest announces by
 //! `@work` and ends by `@worked NAME UNIT AMOUNT`.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::{SysconfVar, sysconf};
@@ -19,6 +19,9 @@ pub(crate) struct Options {
     /// Text on the console to measure at, as soon as its last character is there
     #[arg(long)]
     at: String,
+    /// Seconds from then to the look at its memory, for which the guest is to keep silent
+    #[arg(long, default_value_t = 0)]
+    settle: u64,
     /// Where to write the console
     #[arg(long)]
     log: PathBuf,
@@ -48,7 +51,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         line.extend(character);
         if !measured && line.ends_with(options.at.as_bytes()) {
             println!("@measure start_ms {}", started.elapsed().as_millis());
-            print_state(child.id())?;
+            print_exits()?;
+            std::thread::sleep(Duration::from_secs(options.settle));
+            print_memory(child.id())?;
             measured = true;
         }
         if character != *b"\n" {
@@ -77,15 +82,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn print_state(process: u32) -> Result<()> {
+fn print_exits() -> Result<()> {
+    for (name, file) in [("exits", "exits"), ("user_exits", "mmio_exit_user")] {
+        println!("@measure {name} {}", kvm_counter(file)?);
+    }
+    Ok(())
+}
+
+fn print_memory(process: u32) -> Result<()> {
     let smaps = format!("/proc/{process}/smaps");
     let text = std::fs::read_to_string(&smaps).with_context(|| format!("cannot read {smaps}"))?;
     println!("@measure own_memory_kb {}", own_memory_kb(&text)?);
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
     println!("@measure minor_faults {}", minor_faults(&stat)?);
-    for (name, file) in [("exits", "exits"), ("user_exits", "mmio_exit_user")] {
-        println!("@measure {name} {}", kvm_counter(file)?);
-    }
     Ok(())
 }
 
