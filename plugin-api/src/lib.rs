@@ -18,6 +18,7 @@ pub mod abi;
 pub mod descriptor;
 mod export;
 pub mod fdt;
+mod gather;
 #[cfg(feature = "host")]
 pub mod host;
 pub mod inflight;

@@ -43,24 +43,33 @@ impl LookOut {
         due && self.possible
     }
 
+    /// Whether somebody else can run meanwhile.
+    pub(crate) fn is_possible(&self) -> bool {
+        self.possible
+    }
+
     /// Looks until something shows or the time is up; whether something did.
-    pub(crate) fn run<E>(&mut self, mut look: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
-        let begun = Instant::now();
-        loop {
-            for _ in 0..UNTIMED {
-                if look()? {
-                    // Not all at once: where it is in vain as often as not, it should stay seldom.
-                    self.interval /= 2;
-                    self.left = self.interval;
-                    return Ok(true);
-                }
-                std::hint::spin_loop();
+    pub(crate) fn run<E>(&mut self, look: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+        let found = look_for(LONGEST, look)?;
+        // Not all at once: where it is in vain as often as not, it should stay seldom.
+        self.interval = if found { self.interval / 2 } else { (2 * self.interval + 1).min(MOST_PASSED) };
+        self.left = self.interval;
+        Ok(found)
+    }
+}
+
+/// Looks for so long until something shows; whether something did.
+pub(crate) fn look_for<E>(time: Duration, mut look: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+    let begun = Instant::now();
+    loop {
+        for _ in 0..UNTIMED {
+            if look()? {
+                return Ok(true);
             }
-            if begun.elapsed() >= LONGEST {
-                self.interval = (2 * self.interval + 1).min(MOST_PASSED);
-                self.left = self.interval;
-                return Ok(false);
-            }
+            std::hint::spin_loop();
+        }
+        if begun.elapsed() >= time {
+            return Ok(false);
         }
     }
 }

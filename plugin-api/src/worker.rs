@@ -8,12 +8,14 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use crate::gather::Gather;
 use crate::interrupt::Event;
-use crate::look_out::LookOut;
+use crate::look_out::{LookOut, look_for};
 use crate::queue::{QueueError, VirtQueue};
 use crate::services::Services;
 use crate::virtio::{QueueSetup, QueueState};
@@ -40,8 +42,9 @@ pub trait QueueHandler: Send + 'static {
     /// does not want to be asked.
     ///
     /// The worker asks a handler for some microseconds before it sleeps and looks at the queue meanwhile, so that
-    /// neither the driver has to kick nor the worker to be woken. It is for handlers that leave no requests in the
-    /// queue and whose sources can bear that delay.
+    /// neither the driver has to kick nor the worker to be woken. Where it finds that quicker, it also waits for further
+    /// requests before it interrupts the driver for those that are completed. It is for handlers that leave no requests
+    /// in the queue and whose sources can bear such delays.
     fn has_work(&mut self) -> Option<bool> {
         None
     }
@@ -98,7 +101,14 @@ impl QueueWorkers {
         let kick = setup.kick.try_clone().map_err(|e| failed("cannot copy an eventfd", &e))?;
         let queue = VirtQueue::new(setup).map_err(|e| failed("refused", &e))?;
         let services = self.services.clone();
-        let worker = Worker { queue, handler, kick, stop: stop.clone(), look_out: LookOut::new() };
+        let worker = Worker {
+            queue,
+            handler,
+            kick,
+            stop: stop.clone(),
+            look_out: LookOut::new(),
+            gather: Gather::new(),
+        };
         let body = move || worker.run(index, &services);
         let thread = self.services.spawn(&format!("queue-{index}"), body);
         running[slot] =
@@ -146,6 +156,7 @@ struct Worker<H> {
     kick: Event,
     stop: Arc<Stop>,
     look_out: LookOut,
+    gather: Gather,
 }
 
 const KICK: u64 = u64::MAX;
@@ -219,6 +230,7 @@ impl<H: QueueHandler> Worker<H> {
             self.queue.disable_kicks()?;
             let before = self.queue.state();
             self.handler.process(&mut self.queue)?;
+            self.gather_more(before.next_used)?;
             self.queue.signal()?;
             let any_done = self.queue.state() != before;
             let more = any_done && self.looks_out() && self.more_comes()? || self.queue.enable_kicks()?;
@@ -228,6 +240,29 @@ impl<H: QueueHandler> Worker<H> {
             seen = self.queue.has_requests()?;
         }
         Ok(true)
+    }
+
+    /// Before the driver is interrupted for what has been completed since the used ring was there, waits for requests
+    /// that can share the interrupt.
+    fn gather_more(&mut self, used: u16) -> Result<(), QueueError> {
+        let completed = |queue: &VirtQueue| queue.state().next_used.wrapping_sub(used);
+        let mut done = completed(&self.queue);
+        if done == 0 || self.handler.has_work().is_none() || !self.look_out.is_possible() {
+            return Ok(());
+        }
+        while let Some(wait) = self.gather.wait(done) {
+            if !look_for(wait, || self.queue.has_requests())? {
+                self.gather.in_vain(done);
+                break;
+            }
+            self.handler.process(&mut self.queue)?;
+            // What takes longer is not waited for.
+            if std::mem::replace(&mut done, completed(&self.queue)) == done {
+                break;
+            }
+        }
+        self.gather.interrupted(done, Instant::now());
+        Ok(())
     }
 
     /// Whether to look out for something to do before sleeping.
