@@ -66,6 +66,14 @@ impl Gather {
         }
     }
 
+    /// Holds back what it can from the beginning.
+    #[cfg(test)]
+    pub(crate) fn holding() -> Self {
+        let mut gather = Self { plain: Some(1.0), ..Self::new() };
+        gather.begin(true, BLOCKS);
+        gather
+    }
+
     /// How long to wait for another request when so many have been completed; `None` to interrupt the driver now.
     pub(crate) fn wait(&self, completed: u16) -> Option<Duration> {
         let plain = self.plain.filter(|_| self.held && (1..self.expected).contains(&completed))?;

@@ -32,7 +32,7 @@ impl LookOut {
         Self::on(available_parallelism().map_or(1, NonZero::get))
     }
 
-    fn on(cpus: usize) -> Self {
+    pub(crate) fn on(cpus: usize) -> Self {
         Self { possible: cpus > 1, interval: 0, left: 0 }
     }
 

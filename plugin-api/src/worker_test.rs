@@ -5,11 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::gather::Gather;
+use crate::interrupt::Event;
+use crate::look_out::LookOut;
 use crate::queue::{QueueError, VirtQueue, total_len};
 use crate::services::Services;
 use crate::testing::{Buffer, FakeHost, QueueDriver, VirtioHarness, wait_until};
 use crate::virtio::{COMMON_FEATURES, F_EVENT_IDX, QueueSetup, QueueState, VirtioDevice, VirtioTraits};
-use crate::worker::{QueueHandler, QueueWorkers, Watch};
+use crate::worker::{QueueHandler, QueueWorkers, Stop, Watch, Worker};
 
 /// Copies the readable buffers of a request to its writable ones; panics on a request that starts with '!'.
 struct Copier(QueueWorkers);
@@ -331,5 +334,76 @@ fn a_request_that_comes_while_kicks_are_off_is_served_with_the_next_look_at_the_
                 surprise.lock().unwrap().queue.as_mut().unwrap().poll_used().is_some()
             });
         }
+    }
+}
+
+/// A device whose queue the test itself serves.
+#[derive(Default)]
+struct Given(Mutex<Option<QueueSetup>>);
+
+impl VirtioDevice for Given {
+    fn traits(&self) -> VirtioTraits {
+        VirtioTraits { device_type: 42, features: COMMON_FEATURES, queue_sizes: vec![64], config_size: 0 }
+    }
+
+    fn read_config(&self, _: u32, _: &mut [u8]) {}
+
+    fn start_queue(&self, _: u16, setup: QueueSetup) -> Result<(), String> {
+        *self.0.lock().unwrap() = Some(setup);
+        Ok(())
+    }
+
+    fn stop_queue(&self, _: u16) -> Option<QueueState> {
+        None
+    }
+
+    fn reset(&self) {}
+}
+
+/// Serves a request at a time, and looks each time whether the driver has been interrupted.
+struct OneByOne {
+    driver: Arc<Mutex<QueueDriver>>,
+    interrupted: Vec<bool>,
+}
+
+impl QueueHandler for OneByOne {
+    fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
+        self.interrupted.push(self.driver.lock().unwrap().interrupted());
+        match queue.pop()? {
+            Some(chain) => queue.push(chain, 0),
+            None => Ok(()),
+        }
+    }
+
+    fn has_work(&mut self) -> Option<bool> {
+        Some(false)
+    }
+}
+
+#[test]
+fn requests_that_come_soon_share_an_interrupt_where_that_is_quicker() {
+    for (gather, interrupted) in
+        [(Gather::holding(), [false, false, false]), (Gather::new(), [false, true, true])]
+    {
+        let device = Arc::new(Given::default());
+        let mut machine = VirtioHarness::new(device.clone(), COMMON_FEATURES & !F_EVENT_IDX);
+        let mut driver = machine.start(0, 8);
+        for _ in 0..3 {
+            driver.add(&[Buffer::readable(IN, 1)]);
+        }
+        let setup = device.0.lock().unwrap().take().unwrap();
+        let driver = Arc::new(Mutex::new(driver));
+        let mut worker = Worker {
+            queue: VirtQueue::new(setup).unwrap(),
+            handler: OneByOne { driver: driver.clone(), interrupted: Vec::new() },
+            kick: Event::new().unwrap(),
+            stop: Arc::new(Stop { event: Event::new().unwrap(), asked: false.into() }),
+            look_out: LookOut::on(2),
+            gather,
+        };
+        worker.drain().unwrap();
+        assert_eq!(worker.queue.state().next_used, 3);
+        assert_eq!(worker.handler.interrupted[..3], interrupted);
+        assert!(driver.lock().unwrap().interrupted(), "the last are told of");
     }
 }
