@@ -6,6 +6,7 @@
 //! eventfd that the device's workers signal. While the guest lets the interrupt through, the hypervisor has that eventfd
 //! and raises the SPI by itself; while it is masked nobody has it, and its counter is the pending bit ([`wire`]).
 
+mod assembly;
 pub mod bars;
 pub mod config;
 pub mod function;
