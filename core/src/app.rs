@@ -77,7 +77,7 @@ fn run(arguments: &RunArguments, begun: Instant, level: u8) -> Result<Outcome, S
     stop_on_signals(&stop)?;
     let leave = stop.clone();
     let consoles = Arc::new(ConsoleHub::new(move || eventfd::signal(&leave)));
-    let devices = Arc::new(Devices::plug(&wanted, &consoles, level)?);
+    let devices = Arc::new(Devices::plug(&wanted, protection, &consoles, level)?);
     let machine = Machine {
         name: arguments.name.clone(),
         kernel,

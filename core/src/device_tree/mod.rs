@@ -22,6 +22,7 @@ use crate::loader::Initrd;
 
 pub use device::PlacedNode;
 pub use pci::{PCI_HOST, PciNode};
+pub use platform::WINDOW;
 
 /// Longest kernel command line (`COMMAND_LINE_SIZE` of arm64 Linux, which includes a NUL). The kernel cuts a longer
 /// one without a word.

@@ -7,6 +7,10 @@ use crate::hypervisor::VmPlan;
 use crate::hypervisor::plan::{GIC_DISTRIBUTOR_SIZE, GIC_PATH, GIC_REDISTRIBUTOR_SIZE, mpidr};
 use crate::memory::{MemoryRange, RegionKind};
 
+/// Name of the shared window in device trees (Linux bindings, reserved-memory/shared-dma-pool). A kernel with
+/// `CONFIG_DMA_RESTRICTED_POOL` contains it.
+pub const WINDOW: &str = "restricted-dma-pool";
+
 /// Phandle of the interrupt controller.
 pub(super) const GIC_PHANDLE: u32 = 1;
 /// Phandle of the shared window.
@@ -71,8 +75,8 @@ pub(super) fn write_window(plan: &VmPlan<'_>, fdt: &mut FdtWriter) -> Result<Opt
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
     fdt.property_null("ranges")?;
-    let pool = fdt.begin_node(&format!("restricted-dma-pool@{:x}", window.base))?;
-    fdt.property_string("compatible", "restricted-dma-pool")?;
+    let pool = fdt.begin_node(&format!("{WINDOW}@{:x}", window.base))?;
+    fdt.property_string("compatible", WINDOW)?;
     fdt.property_array_u64("reg", &[window.base, window.size])?;
     fdt.property_phandle(WINDOW_PHANDLE)?;
     fdt.end_node(pool)?;

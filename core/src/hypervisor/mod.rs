@@ -96,7 +96,8 @@ pub struct StartedVm {
     pub wiring: Arc<dyn Wiring>,
 }
 
-/// Eventfds of a VM that is running: a guest sets up messages and moves registers while it runs.
+/// Eventfds of a VM that is running, and registers that its guest reads as memory: a guest sets up messages and moves
+/// registers while it runs.
 ///
 /// Any thread may call. After [`Vm::teardown`] every call fails; dropping this value does nothing to the VM.
 pub trait Wiring: Send + Sync {

@@ -13,13 +13,14 @@ use gvmm_plugin_api::pci::PciDevice;
 use gvmm_plugin_api::virtio::VirtioDevice;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Protection;
 use super::cmdline::CmdlineRule;
 use super::layout::Allocator;
 use super::pci::PciBuilder;
 use super::transport::Transport;
 use crate::bus::{AccessCount, Bus, DeviceWindow};
 use crate::console::ConsoleHub;
-use crate::device_tree::{PCI_HOST, PlacedNode};
+use crate::device_tree::PlacedNode;
 use crate::eventfd;
 use crate::hypervisor::{DoorbellWrite, InterruptLine, Wiring};
 use crate::pci::host::PciHost;
@@ -138,17 +139,14 @@ pub struct Devices {
     consoles: Option<Arc<ConsoleHub>>,
 }
 
-/// Texts that a kernel contains which has the drivers of a transport built in.
-fn drivers_of(transport: Transport) -> &'static [&'static str] {
-    match transport {
-        Transport::Mmio => &["virtio-mmio"],
-        Transport::Pci => &["virtio-pci", PCI_HOST],
-    }
-}
-
 impl Devices {
     /// Loads the plugins, makes the devices and gives each its place. Errors name the device.
-    pub fn plug(wanted: &[WantedDevice], consoles: &Arc<ConsoleHub>, max_level: u8) -> Result<Self, String> {
+    pub fn plug(
+        wanted: &[WantedDevice],
+        protection: Protection,
+        consoles: &Arc<ConsoleHub>,
+        max_level: u8,
+    ) -> Result<Self, String> {
         let mut devices = Self { consoles: Some(consoles.clone()), ..Self::default() };
         let mut map = Allocator::default();
         let mut pci = PciBuilder::default();
@@ -173,7 +171,9 @@ impl Devices {
             };
             let rule = want.cmdline.clone();
             devices.cmdline.extend(match kind {
-                PluggedKind::Virtio(_) => rule.map(|rule| rule.for_kernels_with(drivers_of(want.transport))),
+                PluggedKind::Virtio(_) => {
+                    rule.map(|rule| rule.for_kernels_with(&want.transport.drivers(protection)))
+                }
                 PluggedKind::Mmio(_) | PluggedKind::Pci(_) => rule,
             });
             devices.plugged.push(Plugged {

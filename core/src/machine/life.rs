@@ -72,9 +72,7 @@ impl From<device_tree::Error> for Failure {
     }
 }
 
-/// What a protected guest's kernel contains that has `CONFIG_DMA_RESTRICTED_POOL` (the name of the window in the tree).
-const WINDOW_DRIVER: &[u8] = b"restricted-dma-pool";
-/// What the user is told about one that has not.
+/// What the user is told about a protected guest's kernel without the driver of the window.
 const NO_WINDOW_DRIVER: &str = "the kernel lacks CONFIG_DMA_RESTRICTED_POOL: a protected guest boots without it, and its \
                                 virtio devices (disks, network, hvc0) do not work";
 /// How long a guest may be silent before the user is told how to hear of it.
@@ -222,11 +220,8 @@ fn load(machine: &Machine, ram: &mut RamBuilder) -> Result<loader::Loaded, Failu
 
 /// The command line for the kernel that has been loaded.
 fn cmdline(machine: &Machine, ram: &mut RamBuilder, loaded: &loader::Loaded) -> Result<String, Failure> {
-    let kernel = kernel(ram, loaded)?;
-    // The rules are those of devices that work through memory.
-    let works = !is_lent(machine) || has_window_driver(kernel);
-    let rules = if works { machine.devices.cmdline.as_slice() } else { &[] };
-    Ok(cmdline::complete(&machine.cmdline, rules, kernel, !machine.accelerator.exits_are_dear()))
+    let early = !machine.accelerator.exits_are_dear();
+    Ok(cmdline::complete(&machine.cmdline, &machine.devices.cmdline, kernel(ram, loaded)?, early))
 }
 
 fn is_lent(machine: &Machine) -> bool {
@@ -234,7 +229,7 @@ fn is_lent(machine: &Machine) -> bool {
 }
 
 fn has_window_driver(kernel: &[u8]) -> bool {
-    memchr::memmem::find(kernel, WINDOW_DRIVER).is_some()
+    memchr::memmem::find(kernel, device_tree::WINDOW.as_bytes()).is_some()
 }
 
 /// The kernel that has been loaded.

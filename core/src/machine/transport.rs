@@ -1,6 +1,7 @@
 //! How the guest sees a virtio device.
 
 use super::Protection;
+use crate::device_tree::{PCI_HOST, WINDOW};
 use crate::plugin::argument::DeviceArgument;
 
 /// The option of every virtio device that chooses.
@@ -27,6 +28,18 @@ impl Transport {
             Protection::Shared => Self::Pci,
             Protection::Lent { .. } => Self::Mmio,
         }
+    }
+
+    /// Texts that a kernel contains which has everything built in that devices on this transport need.
+    pub fn drivers(self, protection: Protection) -> Vec<&'static str> {
+        let mut drivers = match self {
+            Self::Mmio => vec!["virtio-mmio"],
+            Self::Pci => vec!["virtio-pci", PCI_HOST],
+        };
+        if matches!(protection, Protection::Lent { .. }) {
+            drivers.push(WINDOW);
+        }
+        drivers
     }
 
     /// Whether plugins of this kind have transports.
@@ -95,6 +108,15 @@ mod tests {
                     "device disk: option 'transport' is for virtio devices, and this one is of kind {kind}: leave it out"
                 )
             );
+        }
+    }
+
+    #[test]
+    fn a_protected_guests_kernel_needs_the_driver_of_the_window_too() {
+        let lent = Protection::Lent { window: 1 << 20, firmware: false };
+        for transport in [Transport::Mmio, Transport::Pci] {
+            assert!(!transport.drivers(Protection::Shared).contains(&WINDOW));
+            assert!(transport.drivers(lent).contains(&WINDOW));
         }
     }
 

@@ -1,4 +1,4 @@
-//! Eventfds of a VM: irqfds and ioeventfds.
+//! Eventfds of a VM, irqfds and ioeventfds, and registers that its guest reads as memory.
 
 use std::sync::{Arc, Weak};
 

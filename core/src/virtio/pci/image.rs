@@ -24,18 +24,18 @@ impl CommonImage {
         made.clone()
     }
 
-    /// Whether anybody has asked for it.
-    pub(super) fn is_made(&self) -> bool {
-        self.made().is_some()
-    }
-
     fn made(&self) -> Option<&Arc<RegisterImage>> {
         self.image.get()?.as_ref()
     }
 
     /// Shows the structure as it is for the driver, with the device's part as it is at the very moment.
-    pub(super) fn show(&self, structure: &[u8; COMMON_SIZE as usize], latest: impl Fn() -> OwnState) {
+    pub(super) fn show(
+        &self,
+        structure: impl FnOnce() -> [u8; COMMON_SIZE as usize],
+        latest: impl Fn() -> OwnState,
+    ) {
         let Some(image) = self.made() else { return };
+        let structure = structure();
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         for (at, bytes) in (0..).step_by(4).zip(structure.as_chunks::<4>().0) {
             let bytes = if at == STATUS_WORD { with(*bytes, latest()) } else { *bytes };

@@ -316,10 +316,7 @@ impl PciTransport {
 impl PciTransport {
     /// Shows the common configuration to a guest that reads it as memory.
     fn show(&self) {
-        let common = &self.interrupts.common;
-        if common.is_made() {
-            common.show(&self.structure(), || self.function.own_state());
-        }
+        self.interrupts.common.show(|| self.structure(), || self.function.own_state());
     }
 
     /// The common configuration as bytes.
