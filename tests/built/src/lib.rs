@@ -16,6 +16,11 @@ pub fn program(package: &str) -> PathBuf {
     built(&["--package", package], package)
 }
 
+/// `gvmm-device`, which hosts plugins in processes of their own.
+pub fn device_program() -> PathBuf {
+    built(&["--package", "gvmm-vhost"], "gvmm-device")
+}
+
 /// The shared library of a plugin package below `plugins/`.
 pub fn plugin(package: &str) -> PathBuf {
     built(&["--package", package], package)
