@@ -18,13 +18,11 @@ pub mod abi;
 pub mod descriptor;
 mod export;
 pub mod fdt;
-mod gather;
 #[cfg(feature = "host")]
 pub mod host;
 pub mod inflight;
 pub mod interrupt;
 mod log;
-mod look_out;
 pub mod memory;
 pub mod metrics;
 pub mod mmio;

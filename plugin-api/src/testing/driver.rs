@@ -38,12 +38,12 @@ pub struct Buffer {
 
 impl Buffer {
     /// A buffer for the device to read.
-    pub fn readable(address: u64, len: u32) -> Self {
+    pub const fn readable(address: u64, len: u32) -> Self {
         Self { address, len, writable: false }
     }
 
     /// A buffer for the device to write.
-    pub fn writable(address: u64, len: u32) -> Self {
+    pub const fn writable(address: u64, len: u32) -> Self {
         Self { address, len, writable: true }
     }
 }
@@ -204,8 +204,9 @@ impl QueueDriver {
         self.kick.signal();
     }
 
-    /// Notifies the device if it wants to know of what was added since the last call (virtio 1.2, 2.7.10 and 2.7.13).
-    pub fn kick_if_wanted(&mut self) {
+    /// Notifies the device if it wants to know of what was added since the last call (virtio 1.2, 2.7.10 and 2.7.13);
+    /// whether it did.
+    pub fn kick_if_wanted(&mut self) -> bool {
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let word = |address| {
             let bytes = self.memory.read(address, 2);
@@ -222,6 +223,7 @@ impl QueueDriver {
         if wanted {
             self.kick();
         }
+        wanted
     }
 
     /// Takes a request that the device gave back, if there is one.

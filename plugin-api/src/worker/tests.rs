@@ -1,18 +1,20 @@
 //! Tests of queue and worker through the test kit, on a device that copies.
 
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 
-use crate::gather::Gather;
-use crate::interrupt::Event;
-use crate::look_out::LookOut;
 use crate::queue::{QueueError, VirtQueue, total_len};
 use crate::services::Services;
 use crate::testing::{Buffer, FakeHost, QueueDriver, VirtioHarness, wait_until};
 use crate::virtio::{COMMON_FEATURES, F_EVENT_IDX, QueueSetup, QueueState, VirtioDevice, VirtioTraits};
-use crate::worker::{QueueHandler, QueueWorkers, Stop, Watch, Worker};
+use crate::worker::gather::Gather;
+use crate::worker::look_out::LookOut;
+use crate::worker::served::Served;
+use crate::worker::{QueueHandler, QueueWorkers, Watch};
 
 /// Copies the readable buffers of a request to its writable ones; panics on a request that starts with '!'.
 struct Copier(QueueWorkers);
@@ -363,12 +365,12 @@ impl VirtioDevice for Given {
 /// Serves a request at a time, and looks each time whether the driver has been interrupted.
 struct OneByOne {
     driver: Arc<Mutex<QueueDriver>>,
-    interrupted: Vec<bool>,
+    interrupted: Arc<Mutex<Vec<bool>>>,
 }
 
 impl QueueHandler for OneByOne {
     fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
-        self.interrupted.push(self.driver.lock().unwrap().interrupted());
+        self.interrupted.lock().unwrap().push(self.driver.lock().unwrap().interrupted());
         match queue.pop()? {
             Some(chain) => queue.push(chain, 0),
             None => Ok(()),
@@ -393,17 +395,202 @@ fn requests_that_come_soon_share_an_interrupt_where_that_is_quicker() {
         }
         let setup = device.0.lock().unwrap().take().unwrap();
         let driver = Arc::new(Mutex::new(driver));
-        let mut worker = Worker {
-            queue: VirtQueue::new(setup).unwrap(),
-            handler: OneByOne { driver: driver.clone(), interrupted: Vec::new() },
-            kick: Event::new().unwrap(),
-            stop: Arc::new(Stop { event: Event::new().unwrap(), asked: false.into() }),
-            look_out: LookOut::on(2),
-            gather,
-        };
-        worker.drain().unwrap();
-        assert_eq!(worker.queue.state().next_used, 3);
-        assert_eq!(worker.handler.interrupted[..3], interrupted);
+        let seen = Arc::<Mutex<Vec<bool>>>::default();
+        let handler = OneByOne { driver: driver.clone(), interrupted: seen.clone() };
+        let mut served = Served::new(0, setup, Box::new(handler)).unwrap();
+        (served.look_out, served.gather) = (LookOut::on(2), gather);
+        served.drain(&AtomicBool::new(false)).unwrap();
+        assert_eq!(served.state().next_used, 3);
+        assert_eq!(seen.lock().unwrap()[..3], interrupted);
         assert!(driver.lock().unwrap().interrupted(), "the last are told of");
+    }
+}
+
+/// Two queues of which each notes on which thread it is served, and fails or panics when its request says so.
+struct Pair(QueueWorkers, Arc<Mutex<Vec<ThreadId>>>);
+
+struct Half(Arc<Mutex<Vec<ThreadId>>>);
+
+impl QueueHandler for Half {
+    fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
+        let Some(chain) = queue.pop()? else { return Ok(()) };
+        self.0.lock().unwrap().push(std::thread::current().id());
+        let mut word = [0];
+        chain.read(queue.memory(), 0, &mut word)?;
+        match word {
+            [b'!'] => panic!("told to panic"),
+            [b'?'] => Err(QueueError::Broken("told to fail".into())),
+            _ => queue.push(chain, 0),
+        }
+    }
+}
+
+impl VirtioDevice for Pair {
+    fn traits(&self) -> VirtioTraits {
+        VirtioTraits { device_type: 42, features: COMMON_FEATURES, queue_sizes: vec![64; 2], config_size: 0 }
+    }
+
+    fn read_config(&self, _: u32, _: &mut [u8]) {}
+
+    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
+        self.0.start_on(0, index, setup, Half(self.1.clone()))
+    }
+
+    fn stop_queue(&self, index: u16) -> Option<QueueState> {
+        self.0.stop(index)
+    }
+
+    fn reset(&self) {}
+}
+
+fn pair() -> (Arc<FakeHost>, Arc<Pair>, VirtioHarness) {
+    let host = Arc::new(FakeHost::default());
+    let device = Arc::new(Pair(QueueWorkers::new(Services::new(host.clone())), Arc::default()));
+    let machine = VirtioHarness::new(device.clone(), COMMON_FEATURES);
+    (host, device, machine)
+}
+
+const REQUEST: [Buffer; 1] = [Buffer::readable(IN, 1)];
+
+#[test]
+fn queues_that_share_a_thread_are_both_served_and_stop_one_by_one() {
+    let (_, device, mut machine) = pair();
+    let (mut first, mut second) = (machine.start(0, 8), machine.start(1, 8));
+    for _ in 0..10 {
+        first.add(&REQUEST);
+        first.add(&REQUEST);
+        second.add(&REQUEST);
+        first.kick();
+        second.kick();
+        first.wait_used();
+        second.wait_used();
+        first.wait_used();
+    }
+    assert_eq!(machine.stop(0, &mut first), QueueState { next_avail: 20, next_used: 20 });
+    second.request(&REQUEST);
+    let threads = device.1.lock().unwrap().clone();
+    assert_eq!(threads, vec![threads[0]; 31]);
+    let state = machine.stop(1, &mut second);
+    assert_eq!(state, QueueState { next_avail: 11, next_used: 11 });
+    machine.resume(0, &mut first, QueueState { next_avail: 20, next_used: 20 });
+    first.request(&REQUEST);
+}
+
+#[test]
+fn a_queue_that_breaks_leaves_the_others_of_its_thread_alone() {
+    let (host, _, mut machine) = pair();
+    let (mut first, mut second) = (machine.start(0, 8), machine.start(1, 8));
+    machine.memory().write(IN, b"?");
+    first.add(&REQUEST);
+    first.kick();
+    wait_until("the failure", || !host.failures().is_empty());
+    assert_eq!(host.failures(), ["queue 0: the queue's rings are broken: told to fail"]);
+    machine.memory().write(IN, b".");
+    second.request(&REQUEST);
+    assert_eq!(machine.stop(0, &mut first), QueueState { next_avail: 1, next_used: 0 });
+    assert_eq!(machine.stop(1, &mut second), QueueState { next_avail: 1, next_used: 1 });
+}
+
+#[test]
+fn a_panic_ends_all_queues_of_its_thread_and_they_can_be_started_again() {
+    let (host, device, mut machine) = pair();
+    let (mut first, _second) = (machine.start(0, 8), machine.start(1, 8));
+    machine.memory().write(IN, b"!");
+    first.add(&REQUEST);
+    first.kick();
+    wait_until("the failure", || !host.failures().is_empty());
+    assert_eq!(host.failures(), ["panicked: told to panic"]);
+    assert_eq!([0, 1].map(|index| device.stop_queue(index)), [None, None]);
+    machine.memory().write(IN, b".");
+    machine.start(0, 8).request(&REQUEST);
+}
+
+/// Leaves all buffers in its queue until something arrives on its source, as receive queues do.
+struct Patient(UnixStream);
+
+impl QueueHandler for Patient {
+    fn process(&mut self, _: &mut VirtQueue) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    fn asks_for_kicks(&self) -> bool {
+        true
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.0.as_fd()]
+    }
+
+    fn ready(&mut self, _: usize, queue: &mut VirtQueue) -> Result<Watch, QueueError> {
+        loop {
+            if let Some(chain) = queue.pop()? {
+                let mut byte = [0];
+                if self.0.read(&mut byte).is_err() {
+                    queue.unpop(chain);
+                    return Ok(Watch::Keep);
+                }
+                queue.push(chain, 0)?;
+            } else if !queue.enable_kicks()? {
+                return Ok(Watch::UntilKick);
+            }
+        }
+    }
+}
+
+struct Mailbox(QueueWorkers, UnixStream);
+
+impl VirtioDevice for Mailbox {
+    fn traits(&self) -> VirtioTraits {
+        VirtioTraits { device_type: 42, features: COMMON_FEATURES, queue_sizes: vec![64], config_size: 0 }
+    }
+
+    fn read_config(&self, _: u32, _: &mut [u8]) {}
+
+    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
+        self.0.start(index, setup, Patient(self.1.try_clone().unwrap()))
+    }
+
+    fn stop_queue(&self, index: u16) -> Option<QueueState> {
+        self.0.stop(index)
+    }
+
+    fn reset(&self) {}
+}
+
+#[test]
+fn a_handler_that_asks_for_kicks_gets_none_while_it_has_buffers_and_one_when_it_lacks_them() {
+    for features in [COMMON_FEATURES, COMMON_FEATURES & !F_EVENT_IDX] {
+        let (mut far, near) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let workers = QueueWorkers::new(Services::new(Arc::new(FakeHost::default())));
+        let mut machine = VirtioHarness::new(Arc::new(Mailbox(workers, near)), features);
+        let mut queue = machine.start(0, 8);
+        for _ in 0..20 {
+            queue.add(&REQUEST);
+            far.write_all(b"a").unwrap();
+            queue.kick_if_wanted();
+            queue.wait_used();
+            queue.add(&REQUEST);
+            far.write_all(b"b").unwrap();
+            queue.kick_if_wanted();
+            queue.wait_used();
+        }
+        let state = machine.stop(0, &mut queue);
+        for _ in 0..4 {
+            queue.add(&REQUEST);
+        }
+        queue.kick_if_wanted();
+        machine.resume(0, &mut queue, state);
+        far.write_all(b"c").unwrap();
+        queue.wait_used();
+        queue.add(&REQUEST);
+        assert!(!queue.kick_if_wanted(), "it has buffers left");
+        far.write_all(b"defgh").unwrap();
+        for _ in 0..4 {
+            queue.wait_used();
+        }
+        machine.stop(0, &mut queue);
+        queue.add(&REQUEST);
+        assert!(queue.kick_if_wanted(), "it waits for a buffer");
     }
 }
