@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use gvmm_plugin_api::metrics::Metric;
+use gvmm_plugin_api::queue::{QueueError, VirtQueue};
 use gvmm_plugin_api::services::Services;
 use gvmm_plugin_api::tracing::info;
 use gvmm_plugin_api::virtio::{COMMON_FEATURES, QueueSetup, QueueState, VirtioDevice, VirtioTraits};
-use gvmm_plugin_api::worker::QueueWorkers;
+use gvmm_plugin_api::worker::{QueueHandler, QueueWorkers};
 
 use crate::Options;
 use crate::backend::packet::PacketPort;
@@ -128,6 +129,18 @@ impl NetDevice {
         Config { mac, link_up, pairs: self.pairs, mtu: self.mtu, speed: self.speed }
     }
 
+    /// Serves a queue on the thread of a pair. Frames that are sent bring acknowledgements, and those that arrive are
+    /// acknowledged: with both queues on one thread each direction gathers frames while the other is served.
+    fn serve(
+        &self,
+        pair: u16,
+        index: u16,
+        setup: QueueSetup,
+        handler: impl QueueHandler,
+    ) -> Result<(), String> {
+        self.workers.start_on(2 * pair, index, setup, handler)
+    }
+
     fn start_receive(&self, index: u16, pair: u16, setup: QueueSetup) -> Result<(), String> {
         let features = setup.features;
         match &self.link {
@@ -136,14 +149,14 @@ impl NetDevice {
                     tap.set_offloads(features & GUEST_OFFLOADS);
                 }
                 let port = port(ports, pair)?;
-                self.workers.start(index, setup, PacketReceiver::new(self.card.clone(), port, features))
+                self.serve(pair, index, setup, PacketReceiver::new(self.card.clone(), port, features))
             }
             // A stream is received from by one queue.
             Link::Stream { link, .. } if pair == 0 => {
                 let receiver = StreamReceiver::new(self.card.clone(), link.clone(), features);
-                self.workers.start(index, setup, receiver)
+                self.serve(pair, index, setup, receiver)
             }
-            Link::Stream { .. } => self.workers.start(index, setup, Idle),
+            Link::Stream { .. } => self.serve(pair, index, setup, Idle),
         }
     }
 
@@ -153,11 +166,11 @@ impl NetDevice {
         match &self.link {
             Link::Packets { ports, .. } => {
                 let outlet = PacketOutlet { card, port: port(ports, pair)? };
-                self.workers.start(index, setup, Transmitter::new(outlet).map_err(failed)?)
+                self.serve(pair, index, setup, Transmitter::new(outlet).map_err(failed)?)
             }
             Link::Stream { link, .. } => {
                 let outlet = StreamOutlet { card, link: link.clone(), blocked: None };
-                self.workers.start(index, setup, Transmitter::new(outlet).map_err(failed)?)
+                self.serve(pair, index, setup, Transmitter::new(outlet).map_err(failed)?)
             }
         }
     }
@@ -166,12 +179,13 @@ impl NetDevice {
 /// A receive queue that nothing arrives on.
 struct Idle;
 
-impl gvmm_plugin_api::worker::QueueHandler for Idle {
-    fn process(
-        &mut self,
-        _queue: &mut gvmm_plugin_api::queue::VirtQueue,
-    ) -> Result<(), gvmm_plugin_api::queue::QueueError> {
+impl QueueHandler for Idle {
+    fn process(&mut self, _queue: &mut VirtQueue) -> Result<(), QueueError> {
         Ok(())
+    }
+
+    fn asks_for_kicks(&self) -> bool {
+        true
     }
 }
 
@@ -216,7 +230,7 @@ impl VirtioDevice for NetDevice {
             Some(Role::Control) => {
                 let (card, tap) = (self.card.clone(), self.tap().cloned());
                 let features = setup.features;
-                self.workers.start(index, setup, Control { card, tap, pairs: self.pairs, features })
+                self.serve(0, index, setup, Control { card, tap, pairs: self.pairs, features })
             }
             None => Err(format!("there is no queue {index} with the features that the driver accepted")),
         }

@@ -51,18 +51,17 @@ impl<O: Outlet> Transmitter<O> {
         Ok(Self { outlet, again: Event::new()?, writable })
     }
 
-    fn advance(&mut self, queue: &mut VirtQueue) -> Result<Progress, QueueError> {
-        let progress = self.outlet.send(queue, &self.writable)?;
-        if progress == Progress::More {
+    fn advance(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
+        if self.outlet.send(queue, &self.writable)? == Progress::More {
             self.again.signal();
         }
-        Ok(progress)
+        Ok(())
     }
 }
 
 impl<O: Outlet> QueueHandler for Transmitter<O> {
     fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
-        self.advance(queue).map(drop)
+        self.advance(queue)
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
@@ -71,11 +70,7 @@ impl<O: Outlet> QueueHandler for Transmitter<O> {
 
     fn ready(&mut self, _source: usize, queue: &mut VirtQueue) -> Result<Watch, QueueError> {
         self.again.take();
-        // The kicks that were asked for last are behind what has been taken since.
-        if self.advance(queue)? == Progress::Empty && queue.enable_kicks()? {
-            self.again.signal();
-        }
-        Ok(Watch::Keep)
+        self.advance(queue).map(|()| Watch::Keep)
     }
 }
 
