@@ -79,10 +79,8 @@ const NO_WINDOW_DRIVER: &str = "the kernel lacks CONFIG_DMA_RESTRICTED_POOL: a p
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 const EARLY_CONSOLE: &str = "earlycon";
 
-/// Between two times at which a VM gives back unused memory: a guest's start takes a second or several.
-const TRIM_PAUSE: Duration = Duration::from_millis(250);
-/// After so many, each pause is twice as long as the one before.
-const TRIMS_AT_START: u32 = 40;
+/// Shortest time between two at which a VM gives back unused memory.
+const SHORTEST_TRIM_PAUSE: Duration = Duration::from_millis(250);
 /// There is no time after a pause of this length.
 const LONGEST_TRIM_PAUSE: Duration = Duration::from_secs(64);
 
@@ -137,8 +135,8 @@ impl Life {
     pub fn wait(&self, machine: &Machine, stop: &EventFd) {
         let events = [&*self.ended, stop];
         let (since, mut may_be_silent) = (Instant::now(), true);
-        let mut pause = TRIM_PAUSE;
-        for trims in 1.. {
+        loop {
+            let pause = trim_pause(since.elapsed());
             if wait_for(&events, (pause <= LONGEST_TRIM_PAUSE).then_some(pause)).is_some() {
                 return;
             }
@@ -147,9 +145,6 @@ impl Life {
                 tell_of_silence(machine);
             }
             resident::trim();
-            if trims >= TRIMS_AT_START {
-                pause *= 2;
-            }
         }
     }
 
@@ -172,6 +167,12 @@ impl Life {
             }
         }
     }
+}
+
+/// How long to wait before memory is given back again, so long after the guest's start: a fixed share of that time, so
+/// that it is soon done after a start of any length and costs a guest that works little.
+fn trim_pause(since: Duration) -> Duration {
+    (since / 4).max(SHORTEST_TRIM_PAUSE)
 }
 
 /// Says how to hear of a guest that has shown nothing, if it was not asked to speak early.
