@@ -331,6 +331,11 @@ impl VirtQueue {
         Ok(())
     }
 
+    /// Whether anything was pushed since the last signal.
+    pub(crate) fn has_unsignalled(&self) -> bool {
+        self.queue.next_used() != self.signalled
+    }
+
     /// Whether the driver wants an interrupt for entries of the used ring (virtio 1.2, 2.7.7 and 2.7.8).
     fn interrupt_wanted(&self, from: u16, to: u16) -> Result<bool, QueueError> {
         // The driver writes what is read below and then looks at the used ring: one of both sees the other.

@@ -57,6 +57,14 @@ pub trait QueueHandler: Send + 'static {
         false
     }
 
+    /// Whether the driver hardly waits for its requests to be given back, as for short frames that it has sent.
+    ///
+    /// On a shared thread the interrupt for them then waits while the thread has anything else to do. Where the driver
+    /// makes new requests meanwhile, it sees those that are done by itself.
+    fn interrupts_can_wait(&self) -> bool {
+        false
+    }
+
     /// Further descriptors to watch for input; asked for once. One that changes at run time hides behind an epoll
     /// descriptor of the handler's own.
     fn sources(&self) -> Vec<BorrowedFd<'_>> {

@@ -21,6 +21,8 @@ pub(super) const KICK: u32 = u32::MAX;
 const ROUNDS: u32 = 256;
 /// The same for one that shares the thread.
 const SHARED_ROUNDS: u32 = 1;
+/// Most turns for which an interrupt that can wait is held back.
+const MOST_HELD: u32 = 8;
 
 /// A queue that has been started.
 pub(super) struct Served {
@@ -36,6 +38,8 @@ pub(super) struct Served {
     due: bool,
     /// The handler has seen, or sees next, the requests that are in the queue; those that it then leaves are to wait.
     seen: bool,
+    /// Turns for which an interrupt has been held back.
+    held: u32,
     /// Sources that are left alone until the driver has made buffers available.
     paused: Vec<u32>,
 }
@@ -57,6 +61,7 @@ impl Served {
             alone: true,
             due: true,
             seen: false,
+            held: 0,
             paused: Vec::new(),
         })
     }
@@ -64,6 +69,17 @@ impl Served {
     /// Whether it wants to be served.
     pub(super) fn is_due(&self) -> bool {
         self.due
+    }
+
+    /// Whether an interrupt is held back.
+    pub(super) fn holds_back(&self) -> bool {
+        self.held > 0
+    }
+
+    /// Sends the interrupt that is held back.
+    pub(super) fn announce(&mut self) -> Result<(), QueueError> {
+        self.held = 0;
+        self.queue.signal()
     }
 
     /// The driver has made buffers available.
@@ -117,7 +133,15 @@ impl Served {
 
     /// All queues of the thread have had a turn; it is about to sleep, unless there is something to do.
     pub(super) fn rest(&mut self) -> Result<(), QueueError> {
-        self.queue.signal()?;
+        if !self.alone
+            && self.held < MOST_HELD
+            && self.handler.interrupts_can_wait()
+            && self.queue.has_unsignalled()
+        {
+            self.held += 1;
+        } else {
+            self.announce()?;
+        }
         if !self.due && !self.handler.asks_for_kicks() {
             self.due = self.queue.enable_kicks()? && !self.seen;
         }

@@ -249,17 +249,18 @@ impl VirtioDevice for Deserted {
 }
 
 #[test]
-fn a_source_that_has_hung_up_is_reported_once_a_kick() {
+fn a_source_that_has_hung_up_is_reported_with_new_requests_only() {
     let reports = Arc::new(AtomicU32::new(0));
     let workers = QueueWorkers::new(Services::new(Arc::new(FakeHost::default())));
     let source = UnixStream::pair().unwrap().0;
     let device = Deserted { workers, source, reports: reports.clone() };
     let mut machine = VirtioHarness::new(Arc::new(device), COMMON_FEATURES);
     let mut queue = machine.start(0, 8);
-    for kicks in 1..=100 {
+    for requests in 1..=100 {
         queue.request(&[Buffer::readable(IN, 1)]);
         let reports = reports.load(Ordering::SeqCst);
-        assert!(reports <= kicks + 1, "{reports} reports after {kicks} kicks");
+        // When the request is found, and when its kick is.
+        assert!(reports <= 2 * requests + 1, "{reports} reports after {requests} requests");
     }
     wait_until("a report", || reports.load(Ordering::SeqCst) > 0);
     machine.stop(0, &mut queue);
@@ -404,6 +405,45 @@ fn requests_that_come_soon_share_an_interrupt_where_that_is_quicker() {
         assert_eq!(seen.lock().unwrap()[..3], interrupted);
         assert!(driver.lock().unwrap().interrupted(), "the last are told of");
     }
+}
+
+/// Completes its requests; the driver can wait for the news.
+struct Unhurried;
+
+impl QueueHandler for Unhurried {
+    fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
+        while let Some(chain) = queue.pop()? {
+            queue.push(chain, 0)?;
+        }
+        Ok(())
+    }
+
+    fn interrupts_can_wait(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn an_interrupt_that_can_wait_does_so_for_a_few_turns_of_a_shared_thread() {
+    let device = Arc::new(Given::default());
+    let mut machine = VirtioHarness::new(device.clone(), COMMON_FEATURES);
+    let mut driver = machine.start(0, 8);
+    let setup = device.0.lock().unwrap().take().unwrap();
+    let mut served = Served::new(0, setup, Box::new(Unhurried)).unwrap();
+    let mut serve = |served: &mut Served, alone| {
+        served.alone = alone;
+        driver.add(&[Buffer::readable(IN, 1)]);
+        served.drain(&AtomicBool::new(false)).unwrap();
+        served.rest().unwrap();
+        driver.poll_used().unwrap();
+        driver.interrupted()
+    };
+    assert!(serve(&mut served, true), "there is nothing to wait for");
+    assert!(!serve(&mut served, false) && served.holds_back());
+    served.announce().unwrap();
+    assert!(!served.holds_back());
+    let at_once = (1..20).position(|_| serve(&mut served, false));
+    assert_eq!(at_once, Some(8), "a busy thread does not hold it back for ever");
 }
 
 /// Two queues of which each notes on which thread it is served, and fails or panics when its request says so.

@@ -126,13 +126,18 @@ impl Server {
         loop {
             self.each(Served::rest);
             let mut events = [EpollEvent::empty(); 16];
-            let busy = self.queues.iter().any(Served::is_due);
-            let timeout = if busy { EpollTimeout::ZERO } else { EpollTimeout::NONE };
+            let due = self.queues.iter().any(Served::is_due);
+            let held = self.queues.iter().any(Served::holds_back);
+            let timeout = if due || held { EpollTimeout::ZERO } else { EpollTimeout::NONE };
             let ready = match self.epoll.wait(&mut events, timeout) {
                 Err(Errno::EINTR) => continue,
                 Err(error) => return self.services.device_failed(&format!("epoll_wait: {}", error.desc())),
                 Ok(ready) => ready,
             };
+            if ready == 0 && !due {
+                self.each(Served::announce);
+                continue;
+            }
             self.each(Served::wake);
             let mut asked = false;
             for event in &events[..ready] {

@@ -19,21 +19,24 @@ use crate::card::{Card, HEADER, MAX_FRAME, MIN_FRAME};
 /// Frames that are taken before the worker may look at anything else.
 const BATCH: usize = 64;
 
-/// What stopped a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Progress {
-    /// The queue is empty.
-    Empty,
-    /// There may be more in the queue.
-    More,
-    /// The back end takes no more for now; its descriptor is watched.
-    Blocked,
+/// Bytes of a batch up to which the driver can wait to hear that it was sent. For more it is told at once: TCP sends no
+/// more while much of it is on its way.
+const SHORT: usize = 4096;
+
+/// A batch that was sent.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Batch {
+    /// In all its frames.
+    bytes: usize,
+    /// There may be more in the queue which the back end takes at once. If it takes no more for now, its descriptor is
+    /// watched.
+    more: bool,
 }
 
 /// A back end as a transmit queue sees it.
 pub(crate) trait Outlet: Send + 'static {
     /// Sends a batch of frames.
-    fn send(&mut self, queue: &mut VirtQueue, writable: &Epoll) -> Result<Progress, QueueError>;
+    fn send(&mut self, queue: &mut VirtQueue, writable: &Epoll) -> Result<Batch, QueueError>;
 }
 
 /// Handler of a transmit queue.
@@ -52,16 +55,21 @@ impl<O: Outlet> Transmitter<O> {
     }
 
     fn advance(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
-        if self.outlet.send(queue, &self.writable)? == Progress::More {
+        let batch = self.outlet.send(queue, &self.writable)?;
+        if batch.more {
             self.again.signal();
         }
-        Ok(())
+        if batch.bytes > SHORT { queue.signal() } else { Ok(()) }
     }
 }
 
 impl<O: Outlet> QueueHandler for Transmitter<O> {
     fn process(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
         self.advance(queue)
+    }
+
+    fn interrupts_can_wait(&self) -> bool {
+        true
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
@@ -91,9 +99,10 @@ pub(crate) struct PacketOutlet {
 }
 
 impl Outlet for PacketOutlet {
-    fn send(&mut self, queue: &mut VirtQueue, writable: &Epoll) -> Result<Progress, QueueError> {
+    fn send(&mut self, queue: &mut VirtQueue, writable: &Epoll) -> Result<Batch, QueueError> {
+        let mut batch = Batch::default();
         for _ in 0..BATCH {
-            let Some(mut chain) = queue.pop()? else { return Ok(Progress::Empty) };
+            let Some(mut chain) = queue.pop()? else { return Ok(batch) };
             if !plausible(&self.card, &chain) {
                 queue.push(chain, 0)?;
                 continue;
@@ -107,15 +116,17 @@ impl Outlet for PacketOutlet {
                 Err(MemoryError::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
                     queue.unpop(chain);
                     watch_writable(writable, self.port.fd())?;
-                    return Ok(Progress::Blocked);
+                    return Ok(batch);
                 }
                 // A header that makes no sense, an interface that is down: the frame is lost as on any wire.
                 Err(MemoryError::Io(_)) => self.card.counters.tx_dropped.add(1),
                 Err(error) => return Err(error.into()),
             }
             queue.push(chain, 0)?;
+            batch.bytes += len;
         }
-        Ok(Progress::More)
+        batch.more = true;
+        Ok(batch)
     }
 }
 
@@ -128,16 +139,18 @@ pub(crate) struct StreamOutlet {
 }
 
 impl StreamOutlet {
-    /// Copies a batch of frames behind what the sender has; whether the queue is empty.
-    fn collect(&self, queue: &mut VirtQueue, sender: &mut Sender<'_>) -> Result<bool, QueueError> {
+    /// Copies a batch of frames behind what the sender has.
+    fn collect(&self, queue: &mut VirtQueue, sender: &mut Sender<'_>) -> Result<Batch, QueueError> {
+        let mut batch = Batch::default();
         for _ in 0..BATCH {
             if !sender.has_room() {
-                return Ok(false);
+                break;
             }
-            let Some(chain) = queue.pop()? else { return Ok(true) };
+            let Some(chain) = queue.pop()? else { return Ok(batch) };
             if plausible(&self.card, &chain) {
                 let len = total_len(chain.readable()) as usize - HEADER;
                 chain.read(queue.memory(), HEADER as u64, sender.frame(len))?;
+                batch.bytes += len;
                 if sender.connected() {
                     self.card.sent(len);
                 } else {
@@ -146,24 +159,56 @@ impl StreamOutlet {
             }
             queue.push(chain, 0)?;
         }
-        Ok(false)
+        batch.more = true;
+        Ok(batch)
     }
 }
 
 impl Outlet for StreamOutlet {
-    fn send(&mut self, queue: &mut VirtQueue, writable: &Epoll) -> Result<Progress, QueueError> {
+    fn send(&mut self, queue: &mut VirtQueue, writable: &Epoll) -> Result<Batch, QueueError> {
         let link = self.link.clone();
         let mut sender = link.sender();
-        let empty = sender.has_room() && self.collect(queue, &mut sender)?;
+        let mut batch = self.collect(queue, &mut sender)?;
         let generation = sender.generation();
         match sender.flush(writable, &mut self.blocked) {
-            Ok(true) => Ok(if empty { Progress::Empty } else { Progress::More }),
-            Ok(false) => Ok(Progress::Blocked),
+            Ok(all) => batch.more &= all,
             Err(error) => {
                 drop(sender);
                 link.lose(generation, &error.to_string());
-                Ok(Progress::More)
+                batch.more = true;
             }
         }
+        Ok(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use gvmm_plugin_api::testing::{Buffer, FakeHost, FakeMemory, QueueDriver};
+    use gvmm_plugin_api::virtio::{COMMON_FEATURES, QueueState};
+
+    use super::*;
+    use crate::mac::Mac;
+
+    /// Whether a driver is told at once that a frame of this length was sent.
+    fn told_at_once(len: u32) -> bool {
+        let (_peer, end) = UnixDatagram::pair().unwrap();
+        let mut driver = QueueDriver::new(Arc::new(FakeMemory::new(4 << 20)), 0, 8, COMMON_FEATURES);
+        driver.add(&[Buffer::readable(FakeMemory::BASE + (1 << 20), HEADER as u32 + len)]);
+        let mut queue = VirtQueue::new(driver.setup(QueueState::default())).unwrap();
+        let card = Arc::new(Card::new(Arc::new(FakeHost::default()).services(), Mac::derive("test")));
+        let port = Arc::new(PacketPort::new(end.into(), false, false).unwrap());
+        let mut transmitter = Transmitter::new(PacketOutlet { card: card.clone(), port }).unwrap();
+        transmitter.process(&mut queue).unwrap();
+        assert_eq!(card.counters.tx_bytes.get(), u64::from(len));
+        driver.interrupted()
+    }
+
+    #[test]
+    fn the_driver_is_told_at_once_of_long_frames_and_can_wait_for_the_others() {
+        assert!(told_at_once(60_000));
+        assert!(!told_at_once(66));
     }
 }
