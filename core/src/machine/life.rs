@@ -172,7 +172,7 @@ impl Life {
 /// How long to wait before memory is given back again, so long after the guest's start: a fixed share of that time, so
 /// that it is soon done after a start of any length and costs a guest that works little.
 fn trim_pause(since: Duration) -> Duration {
-    (since / 4).max(SHORTEST_TRIM_PAUSE)
+    (since / 8).max(SHORTEST_TRIM_PAUSE)
 }
 
 /// Says how to hear of a guest that has shown nothing, if it was not asked to speak early.
