@@ -30,8 +30,7 @@ pub enum Watch {
 /// Serves one queue.
 pub trait QueueHandler: Send + 'static {
     /// Takes and completes requests until the queue is empty, the rest must wait, or it was busy for a while: a driver
-    /// that never lets the queue run empty must not keep the worker from stopping, nor from the other queues of its
-    /// thread.
+    /// that never lets the queue run empty must not keep the worker from stopping or from other queues.
     ///
     /// Called once when the queue starts, then whenever the driver has made buffers available, and again if it left
     /// some of them or has other work. The worker signals what is left to signal after it returns.

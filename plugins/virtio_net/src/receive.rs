@@ -12,11 +12,9 @@ use gvmm_plugin_api::worker::{QueueHandler, Watch};
 use crate::backend::packet::PacketPort;
 use crate::backend::stream::{Frames, StreamLink};
 use crate::buffers::RxBuffers;
-use crate::card::{Card, HEADER, MAX_FRAME, MIN_FRAME};
+use crate::card::{BATCH, BATCH_BYTES, Card, HEADER, MAX_FRAME, MIN_FRAME};
 use crate::config::F_MRG_RXBUF;
 
-/// Frames that are taken before the worker may look at anything else.
-const BATCH: usize = 64;
 /// Bytes in frames after which the driver is interrupted for them before the batch is complete, so that it works on them
 /// while more are copied. With less than two of the longest frames, interrupts take more of its time than that saves.
 const SHARE: usize = 64 << 10;
@@ -70,14 +68,24 @@ pub(crate) struct PacketReceiver {
     bounce: Vec<u8>,
     /// Bytes in `bounce` that wait for more buffers.
     waiting: Option<usize>,
-    /// Bytes of this batch since the driver was interrupted.
+    /// Bytes of this batch, and those of them since the driver was interrupted.
+    received: usize,
     unannounced: usize,
 }
 
 impl PacketReceiver {
     pub(crate) fn new(card: Arc<Card>, port: Arc<PacketPort>, features: u64) -> Self {
         let buffers = RxBuffers::new(features & F_MRG_RXBUF != 0);
-        Self { card, port, buffers, ranges: Vec::new(), bounce: Vec::new(), waiting: None, unannounced: 0 }
+        Self {
+            card,
+            port,
+            buffers,
+            ranges: Vec::new(),
+            bounce: Vec::new(),
+            waiting: None,
+            received: 0,
+            unannounced: 0,
+        }
     }
 
     /// Bytes before a frame that the descriptor itself does not give.
@@ -106,7 +114,9 @@ impl PacketReceiver {
             nix::unistd::read(self.port.fd(), &mut self.bounce[missing..])
                 .map_err(|error| MemoryError::Io(error.into()))
         };
-        self.unannounced += *read.as_ref().unwrap_or(&0);
+        let bytes = *read.as_ref().unwrap_or(&0);
+        self.received += bytes;
+        self.unannounced += bytes;
         match read {
             Ok(0) if self.port.ends() => Ok(Some(self.gone("the other end has closed the connection"))),
             Ok(len) if direct => self.complete_direct(queue, missing + len).map(|()| None),
@@ -199,12 +209,15 @@ impl QueueHandler for PacketReceiver {
     }
 
     fn ready(&mut self, _source: usize, queue: &mut VirtQueue) -> Result<Watch, QueueError> {
-        self.unannounced = 0;
+        (self.received, self.unannounced) = (0, 0);
         for _ in 0..BATCH {
             if let Some(watch) = self.receive(queue)? {
                 return Ok(watch);
             }
             self.announce(queue)?;
+            if self.received >= BATCH_BYTES {
+                break;
+            }
         }
         Ok(Watch::Keep)
     }

@@ -14,10 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use crate::backend::packet::PacketPort;
 use crate::backend::stream::{Sender, StreamLink};
 use crate::backend::watch_writable;
-use crate::card::{Card, HEADER, MAX_FRAME, MIN_FRAME};
-
-/// Frames that are taken before the worker may look at anything else.
-const BATCH: usize = 64;
+use crate::card::{BATCH, BATCH_BYTES, Card, HEADER, MAX_FRAME, MIN_FRAME};
 
 /// Bytes of a batch up to which the driver can wait to hear that it was sent. For more it is told at once: TCP sends no
 /// more while much of it is on its way.
@@ -124,6 +121,9 @@ impl Outlet for PacketOutlet {
             }
             queue.push(chain, 0)?;
             batch.bytes += len;
+            if batch.bytes >= BATCH_BYTES {
+                break;
+            }
         }
         batch.more = true;
         Ok(batch)
@@ -184,7 +184,7 @@ impl Outlet for StreamOutlet {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixDatagram;
+    use std::fs::File;
 
     use gvmm_plugin_api::testing::{Buffer, FakeHost, FakeMemory, QueueDriver};
     use gvmm_plugin_api::virtio::{COMMON_FEATURES, QueueState};
@@ -192,23 +192,39 @@ mod tests {
     use super::*;
     use crate::mac::Mac;
 
-    /// Whether a driver is told at once that a frame of this length was sent.
-    fn told_at_once(len: u32) -> bool {
-        let (_peer, end) = UnixDatagram::pair().unwrap();
-        let mut driver = QueueDriver::new(Arc::new(FakeMemory::new(4 << 20)), 0, 8, COMMON_FEATURES);
-        driver.add(&[Buffer::readable(FakeMemory::BASE + (1 << 20), HEADER as u32 + len)]);
-        let mut queue = VirtQueue::new(driver.setup(QueueState::default())).unwrap();
+    const FRAMES: usize = 20;
+
+    /// A driver that has made frames of this length available, its card, and the card's queue with what serves it.
+    fn sending(len: u32) -> (QueueDriver, Arc<Card>, VirtQueue, Transmitter<PacketOutlet>) {
+        let sink = File::options().write(true).open("/dev/null").unwrap();
+        let mut driver = QueueDriver::new(Arc::new(FakeMemory::new(4 << 20)), 0, 32, COMMON_FEATURES);
+        for _ in 0..FRAMES {
+            driver.add(&[Buffer::readable(FakeMemory::BASE + (1 << 20), HEADER as u32 + len)]);
+        }
+        let queue = VirtQueue::new(driver.setup(QueueState::default())).unwrap();
         let card = Arc::new(Card::new(Arc::new(FakeHost::default()).services(), Mac::derive("test")));
-        let port = Arc::new(PacketPort::new(end.into(), false, false).unwrap());
-        let mut transmitter = Transmitter::new(PacketOutlet { card: card.clone(), port }).unwrap();
-        transmitter.process(&mut queue).unwrap();
-        assert_eq!(card.counters.tx_bytes.get(), u64::from(len));
-        driver.interrupted()
+        let port = Arc::new(PacketPort::new(sink.into(), false, false).unwrap());
+        let outlet = PacketOutlet { card: card.clone(), port };
+        (driver, card, queue, Transmitter::new(outlet).unwrap())
     }
 
     #[test]
     fn the_driver_is_told_at_once_of_long_frames_and_can_wait_for_the_others() {
-        assert!(told_at_once(60_000));
-        assert!(!told_at_once(66));
+        for (len, told) in [(60_000, true), (66, false)] {
+            let (driver, _, mut queue, mut transmitter) = sending(len);
+            transmitter.process(&mut queue).unwrap();
+            assert_eq!(driver.interrupted(), told, "{len}");
+        }
+    }
+
+    #[test]
+    fn a_batch_ends_after_some_bytes_and_the_next_one_goes_on() {
+        let (_, card, mut queue, mut transmitter) = sending(60_000);
+        let mut batch = || {
+            let before = card.counters.tx_frames.get();
+            transmitter.process(&mut queue).unwrap();
+            (card.counters.tx_frames.get() - before, transmitter.again.take())
+        };
+        assert_eq!([(); 3].map(|()| batch()), [(9, true), (9, true), (2, false)]);
     }
 }
