@@ -356,23 +356,44 @@ impl VirtQueue {
     pub fn disable_kicks(&mut self) -> Result<(), QueueError> {
         if self.queue.event_idx_enabled() {
             // It kicks when it passes the event index: one that is as far away as can be.
-            let event = self.queue.next_avail().wrapping_add(1 << 15);
-            let at = self.queue.used_ring() + USED_ELEMENTS_AT + USED_ELEMENT * u64::from(self.queue.size());
-            let stored = self.memory.inner().store(event.to_le(), GuestAddress(at), Ordering::Relaxed);
-            return stored.map_err(broken);
+            return self.set_event(self.queue.next_avail().wrapping_add(1 << 15));
         }
         self.queue.disable_notification(self.memory.inner()).map_err(broken)
     }
 
     /// Asks the driver for kicks again; whether requests have come meanwhile, for which there will be no kick.
     pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
-        self.queue.enable_notification(self.memory.inner()).map_err(broken)
+        self.enable_kicks_beyond(self.queue.next_avail())
+    }
+
+    /// Asks the driver for a kick for requests beyond an index of the available ring; whether there are any, for which
+    /// there will be no kick.
+    pub(crate) fn enable_kicks_beyond(&mut self, index: u16) -> Result<bool, QueueError> {
+        if self.queue.event_idx_enabled() {
+            self.set_event(index)?;
+        } else {
+            self.queue.enable_notification(self.memory.inner()).map_err(broken)?;
+        }
+        // The driver writes the index that is read below and then looks at what was written above: one sees the other.
+        fence(Ordering::SeqCst);
+        Ok(self.available()? != index)
+    }
+
+    /// Sets the event index of the used ring (virtio 1.2, 2.7.10).
+    fn set_event(&mut self, index: u16) -> Result<(), QueueError> {
+        let at = self.queue.used_ring() + USED_ELEMENTS_AT + USED_ELEMENT * u64::from(self.queue.size());
+        let stored = self.memory.inner().store(index.to_le(), GuestAddress(at), Ordering::Relaxed);
+        stored.map_err(broken)
     }
 
     /// Whether the driver has made requests available that were not taken.
     pub(crate) fn has_requests(&self) -> Result<bool, QueueError> {
-        let index = self.queue.avail_idx(self.memory.inner(), Ordering::Acquire).map_err(broken)?;
-        Ok(index.0 != self.queue.next_avail())
+        Ok(self.available()? != self.queue.next_avail())
+    }
+
+    /// Index of the available ring: how many requests the driver has ever made available, modulo 65536.
+    pub(crate) fn available(&self) -> Result<u16, QueueError> {
+        Ok(self.queue.avail_idx(self.memory.inner(), Ordering::Acquire).map_err(broken)?.0)
     }
 
     /// Where the queue stands.

@@ -36,8 +36,8 @@ pub(super) struct Served {
     pub(super) alone: bool,
     /// It has, or may have, something to do.
     due: bool,
-    /// The handler has seen, or sees next, the requests that are in the queue; those that it then leaves are to wait.
-    seen: bool,
+    /// Index of the available ring up to which the handler has seen requests; those of them that it leaves are to wait.
+    seen: u16,
     /// Turns for which an interrupt has been held back.
     held: u32,
     /// Sources that are left alone until the driver has made buffers available.
@@ -51,6 +51,7 @@ impl Served {
         let kick = setup.kick.try_clone().map_err(|e| failed("cannot copy an eventfd", &e))?;
         let queue = VirtQueue::new(setup).map_err(|e| failed("refused", &e))?;
         let (look_out, gather) = (LookOut::new(), Gather::new());
+        let seen = queue.state().next_avail;
         Ok(Self {
             index,
             queue,
@@ -60,7 +61,7 @@ impl Served {
             gather,
             alone: true,
             due: true,
-            seen: false,
+            seen,
             held: 0,
             paused: Vec::new(),
         })
@@ -84,7 +85,19 @@ impl Served {
 
     /// The driver has made buffers available.
     pub(super) fn kicked(&mut self) {
-        (self.due, self.seen) = (true, false);
+        self.due = true;
+    }
+
+    /// Index of the available ring up to which requests were taken or at least seen.
+    fn known(&self) -> u16 {
+        let taken = self.queue.state().next_avail;
+        // Indexes wrap; neither is further ahead than a queue is long.
+        if taken.wrapping_sub(self.seen) < 1 << 15 { taken } else { self.seen }
+    }
+
+    /// Whether there are requests that the handler has not seen.
+    fn has_news(&self) -> Result<bool, QueueError> {
+        Ok(self.queue.available()? != self.known())
     }
 
     /// Where the queue stands.
@@ -143,19 +156,20 @@ impl Served {
             self.announce()?;
         }
         if !self.due && !self.handler.asks_for_kicks() {
-            self.due = self.queue.enable_kicks()? && !self.seen;
+            // A source that waits for more buffers needs a kick for each; for requests that wait, more of them are no news.
+            let from = if self.paused.is_empty() { self.state().next_avail } else { self.known() };
+            self.due = self.queue.enable_kicks_beyond(from)? && self.has_news()?;
         }
         Ok(())
     }
 
     /// A source has input.
     pub(super) fn source_ready(&mut self, epoll: &Epoll, source: u32) -> Result<(), QueueError> {
+        self.seen = self.queue.available()?;
         let watch = self.handler.ready(source as usize, &mut self.queue)?;
         if self.alone {
             self.queue.signal()?;
         }
-        // What had to wait may have waited for this.
-        self.seen = false;
         // Without its descriptor in the epoll a source that has hung up is not reported either.
         if watch == Watch::UntilKick
             && let Some(fd) = self.source(source)
@@ -169,7 +183,7 @@ impl Served {
 
     /// Works off the queue if there is anything to do.
     pub(super) fn serve(&mut self, epoll: &Epoll, interrupted: &AtomicBool) -> Result<(), QueueError> {
-        if !self.due && (self.seen || self.handler.asks_for_kicks() || !self.queue.has_requests()?) {
+        if !self.due && (self.handler.asks_for_kicks() || !self.has_news()?) {
             return Ok(());
         }
         self.due = self.drain(interrupted)?;
@@ -188,6 +202,7 @@ impl Served {
             }
             self.queue.disable_kicks()?;
             let before = self.queue.state();
+            self.seen = self.queue.available()?;
             self.handler.process(&mut self.queue)?;
             self.gather_more(before.next_used)?;
             if self.alone {
@@ -197,16 +212,13 @@ impl Served {
                 return Ok(false);
             }
             let any_done = self.queue.state() != before;
-            let more = any_done && self.looks_out() && self.more_comes()? || self.queue.has_requests()?;
-            if !more {
-                self.seen = false;
+            if any_done && self.looks_out() && self.more_comes()? {
+                continue;
+            }
+            // Of requests that it has seen the handler takes none as long as they are to wait.
+            if !self.queue.has_requests()? || !any_done && !self.has_news()? {
                 return Ok(false);
             }
-            if self.seen && !any_done {
-                return Ok(false);
-            }
-            // What is there now the handler sees in the next round; if it leaves that it is to wait.
-            self.seen = self.queue.has_requests()?;
         }
         Ok(true)
     }

@@ -407,6 +407,74 @@ fn requests_that_come_soon_share_an_interrupt_where_that_is_quicker() {
     }
 }
 
+/// Takes nothing, however much its source has, as long as there are less than two buffers.
+struct Demanding(UnixStream, Arc<AtomicU32>);
+
+impl QueueHandler for Demanding {
+    fn process(&mut self, _: &mut VirtQueue) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.0.as_fd()]
+    }
+
+    fn ready(&mut self, _: usize, queue: &mut VirtQueue) -> Result<Watch, QueueError> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        let Some(first) = queue.pop()? else { return Ok(Watch::UntilKick) };
+        let Some(second) = queue.pop()? else {
+            queue.unpop(first);
+            return Ok(Watch::UntilKick);
+        };
+        let mut byte = [0];
+        self.0.read_exact(&mut byte)?;
+        queue.push(first, 0)?;
+        queue.push(second, 0)?;
+        Ok(Watch::Keep)
+    }
+}
+
+struct Two(QueueWorkers, UnixStream, Arc<AtomicU32>);
+
+impl VirtioDevice for Two {
+    fn traits(&self) -> VirtioTraits {
+        VirtioTraits { device_type: 42, features: COMMON_FEATURES, queue_sizes: vec![64], config_size: 0 }
+    }
+
+    fn read_config(&self, _: u32, _: &mut [u8]) {}
+
+    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
+        self.0.start(index, setup, Demanding(self.1.try_clone().unwrap(), self.2.clone()))
+    }
+
+    fn stop_queue(&self, index: u16) -> Option<QueueState> {
+        self.0.stop(index)
+    }
+
+    fn reset(&self) {}
+}
+
+#[test]
+fn a_source_that_waits_for_more_buffers_is_left_alone_although_there_are_some() {
+    let (mut far, near) = UnixStream::pair().unwrap();
+    let calls = Arc::<AtomicU32>::default();
+    let workers = QueueWorkers::new(Services::new(Arc::new(FakeHost::default())));
+    let mut machine = VirtioHarness::new(Arc::new(Two(workers, near, calls.clone())), COMMON_FEATURES);
+    let mut queue = machine.start(0, 8);
+    for round in 1..=50 {
+        queue.add(&REQUEST);
+        queue.kick_if_wanted();
+        far.write_all(b"a").unwrap();
+        wait_until("a look at the source", || calls.load(Ordering::SeqCst) > 0);
+        queue.add(&REQUEST);
+        queue.kick_if_wanted();
+        queue.wait_used();
+        queue.wait_used();
+        let calls = calls.load(Ordering::SeqCst);
+        assert!(calls <= 5 * round, "{calls} calls in {round} rounds");
+    }
+}
+
 /// Completes its requests; the driver can wait for the news.
 struct Unhurried;
 
