@@ -18,7 +18,11 @@ echo "key 1, interrupts $(awk '/gpiolib/ { print $2 }' /proc/interrupts)"
 echo 0 >"$light/value"
 EOF
 start --device /bed/lib/libpl061.so,socket=gpio.sock
-await '@begin'
+# Before the guest runs: who comes later is told of lines as they are then.
+until [ -S gpio.sock ]; do
+    kill -0 "$vmm" 2>/dev/null || { finish; fail "gvmm ended before its socket was there"; }
+    usleep 20000
+done
 guestio socket gpio.sock --log lines --then 'wait:7 in 0' --then 'wait:5 out 1' --then 'type:set 3 1\n' \
     --then 'wait:3 in 1' --then 'wait:5 out 0' --timeout "$limit"
 finish
