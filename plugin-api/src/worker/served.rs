@@ -27,9 +27,9 @@ const MOST_HELD: u32 = 8;
 /// A queue that has been started.
 pub(super) struct Served {
     pub(super) index: u16,
-    pub(super) queue: VirtQueue,
-    pub(super) handler: Box<dyn QueueHandler>,
-    pub(super) kick: Event,
+    queue: VirtQueue,
+    handler: Box<dyn QueueHandler>,
+    kick: Event,
     pub(super) look_out: LookOut,
     pub(super) gather: Gather,
     /// It has the thread for itself.

@@ -434,32 +434,16 @@ impl QueueHandler for Demanding {
     }
 }
 
-struct Two(QueueWorkers, UnixStream, Arc<AtomicU32>);
-
-impl VirtioDevice for Two {
-    fn traits(&self) -> VirtioTraits {
-        VirtioTraits { device_type: 42, features: COMMON_FEATURES, queue_sizes: vec![64], config_size: 0 }
-    }
-
-    fn read_config(&self, _: u32, _: &mut [u8]) {}
-
-    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
-        self.0.start(index, setup, Demanding(self.1.try_clone().unwrap(), self.2.clone()))
-    }
-
-    fn stop_queue(&self, index: u16) -> Option<QueueState> {
-        self.0.stop(index)
-    }
-
-    fn reset(&self) {}
-}
-
 #[test]
 fn a_source_that_waits_for_more_buffers_is_left_alone_although_there_are_some() {
     let (mut far, near) = UnixStream::pair().unwrap();
     let calls = Arc::<AtomicU32>::default();
+    let counted = calls.clone();
     let workers = QueueWorkers::new(Services::new(Arc::new(FakeHost::default())));
-    let mut machine = VirtioHarness::new(Arc::new(Two(workers, near, calls.clone())), COMMON_FEATURES);
+    let mut machine = VirtioHarness::new(
+        Arc::new(Serving(workers, move || Demanding(near.try_clone().unwrap(), counted.clone()))),
+        COMMON_FEATURES,
+    );
     let mut queue = machine.start(0, 8);
     for round in 1..=50 {
         queue.add(&REQUEST);
@@ -514,9 +498,10 @@ fn an_interrupt_that_can_wait_does_so_for_a_few_turns_of_a_shared_thread() {
     assert_eq!(at_once, Some(8), "a busy thread does not hold it back for ever");
 }
 
-/// Two queues of which each notes on which thread it is served, and fails or panics when its request says so.
-struct Pair(QueueWorkers, Arc<Mutex<Vec<ThreadId>>>);
+/// Serves its queues on one thread, each with a handler that is made for it.
+struct Serving<F>(QueueWorkers, F);
 
+/// Notes on which thread it is served, and fails or panics when its request says so.
 struct Half(Arc<Mutex<Vec<ThreadId>>>);
 
 impl QueueHandler for Half {
@@ -533,7 +518,7 @@ impl QueueHandler for Half {
     }
 }
 
-impl VirtioDevice for Pair {
+impl<H: QueueHandler, F: Fn() -> H + Send + Sync> VirtioDevice for Serving<F> {
     fn traits(&self) -> VirtioTraits {
         VirtioTraits { device_type: 42, features: COMMON_FEATURES, queue_sizes: vec![64; 2], config_size: 0 }
     }
@@ -541,7 +526,7 @@ impl VirtioDevice for Pair {
     fn read_config(&self, _: u32, _: &mut [u8]) {}
 
     fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
-        self.0.start_on(0, index, setup, Half(self.1.clone()))
+        self.0.start_on(0, index, setup, (self.1)())
     }
 
     fn stop_queue(&self, index: u16) -> Option<QueueState> {
@@ -551,18 +536,20 @@ impl VirtioDevice for Pair {
     fn reset(&self) {}
 }
 
-fn pair() -> (Arc<FakeHost>, Arc<Pair>, VirtioHarness) {
-    let host = Arc::new(FakeHost::default());
-    let device = Arc::new(Pair(QueueWorkers::new(Services::new(host.clone())), Arc::default()));
-    let machine = VirtioHarness::new(device.clone(), COMMON_FEATURES);
-    (host, device, machine)
+type Threads = Arc<Mutex<Vec<ThreadId>>>;
+
+fn pair() -> (Arc<FakeHost>, Arc<dyn VirtioDevice>, VirtioHarness, Threads) {
+    let (host, threads) = (Arc::new(FakeHost::default()), Threads::default());
+    let (workers, noted) = (QueueWorkers::new(Services::new(host.clone())), threads.clone());
+    let device: Arc<dyn VirtioDevice> = Arc::new(Serving(workers, move || Half(noted.clone())));
+    (host, device.clone(), VirtioHarness::new(device, COMMON_FEATURES), threads)
 }
 
 const REQUEST: [Buffer; 1] = [Buffer::readable(IN, 1)];
 
 #[test]
 fn queues_that_share_a_thread_are_both_served_and_stop_one_by_one() {
-    let (_, device, mut machine) = pair();
+    let (_, _, mut machine, threads) = pair();
     let (mut first, mut second) = (machine.start(0, 8), machine.start(1, 8));
     for _ in 0..10 {
         first.add(&REQUEST);
@@ -576,7 +563,7 @@ fn queues_that_share_a_thread_are_both_served_and_stop_one_by_one() {
     }
     assert_eq!(machine.stop(0, &mut first), QueueState { next_avail: 20, next_used: 20 });
     second.request(&REQUEST);
-    let threads = device.1.lock().unwrap().clone();
+    let threads = threads.lock().unwrap().clone();
     assert_eq!(threads, vec![threads[0]; 31]);
     let state = machine.stop(1, &mut second);
     assert_eq!(state, QueueState { next_avail: 11, next_used: 11 });
@@ -586,7 +573,7 @@ fn queues_that_share_a_thread_are_both_served_and_stop_one_by_one() {
 
 #[test]
 fn a_queue_that_breaks_leaves_the_others_of_its_thread_alone() {
-    let (host, _, mut machine) = pair();
+    let (host, _, mut machine, _) = pair();
     let (mut first, mut second) = (machine.start(0, 8), machine.start(1, 8));
     machine.memory().write(IN, b"?");
     first.add(&REQUEST);
@@ -601,7 +588,7 @@ fn a_queue_that_breaks_leaves_the_others_of_its_thread_alone() {
 
 #[test]
 fn a_panic_ends_all_queues_of_its_thread_and_they_can_be_started_again() {
-    let (host, device, mut machine) = pair();
+    let (host, device, mut machine, _) = pair();
     let (mut first, _second) = (machine.start(0, 8), machine.start(1, 8));
     machine.memory().write(IN, b"!");
     first.add(&REQUEST);
@@ -645,33 +632,16 @@ impl QueueHandler for Patient {
     }
 }
 
-struct Mailbox(QueueWorkers, UnixStream);
-
-impl VirtioDevice for Mailbox {
-    fn traits(&self) -> VirtioTraits {
-        VirtioTraits { device_type: 42, features: COMMON_FEATURES, queue_sizes: vec![64], config_size: 0 }
-    }
-
-    fn read_config(&self, _: u32, _: &mut [u8]) {}
-
-    fn start_queue(&self, index: u16, setup: QueueSetup) -> Result<(), String> {
-        self.0.start(index, setup, Patient(self.1.try_clone().unwrap()))
-    }
-
-    fn stop_queue(&self, index: u16) -> Option<QueueState> {
-        self.0.stop(index)
-    }
-
-    fn reset(&self) {}
-}
-
 #[test]
 fn a_handler_that_asks_for_kicks_gets_none_while_it_has_buffers_and_one_when_it_lacks_them() {
     for features in [COMMON_FEATURES, COMMON_FEATURES & !F_EVENT_IDX] {
         let (mut far, near) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         let workers = QueueWorkers::new(Services::new(Arc::new(FakeHost::default())));
-        let mut machine = VirtioHarness::new(Arc::new(Mailbox(workers, near)), features);
+        let mut machine = VirtioHarness::new(
+            Arc::new(Serving(workers, move || Patient(near.try_clone().unwrap()))),
+            features,
+        );
         let mut queue = machine.start(0, 8);
         for _ in 0..20 {
             queue.add(&REQUEST);

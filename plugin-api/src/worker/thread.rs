@@ -53,7 +53,7 @@ impl WorkerThread {
         let (requests, inbox) = mpsc::channel();
         let server = Server {
             services: services.clone(),
-            epoll: Arc::new(epoll),
+            epoll,
             bell: bell.clone(),
             inbox,
             queues: Vec::new(),
@@ -113,7 +113,7 @@ impl WorkerThread {
 /// The thread's own side.
 struct Server {
     services: Services,
-    epoll: Arc<Epoll>,
+    epoll: Epoll,
     bell: Arc<Bell>,
     inbox: Receiver<Request>,
     queues: Vec<Served>,
@@ -124,7 +124,7 @@ struct Server {
 impl Server {
     fn run(mut self) {
         loop {
-            self.each(Served::rest);
+            self.each(|queue, _, _| queue.rest());
             let mut events = [EpollEvent::empty(); 16];
             let due = self.queues.iter().any(Served::is_due);
             let held = self.queues.iter().any(Served::holds_back);
@@ -135,10 +135,10 @@ impl Server {
                 Ok(ready) => ready,
             };
             if ready == 0 && !due {
-                self.each(Served::announce);
+                self.each(|queue, _, _| queue.announce());
                 continue;
             }
-            self.each(Served::wake);
+            self.each(|queue, _, _| queue.wake());
             let mut asked = false;
             for event in &events[..ready] {
                 match event.data() {
@@ -149,8 +149,7 @@ impl Server {
             if asked && !self.take_requests() {
                 return;
             }
-            let (epoll, bell) = (self.epoll.clone(), self.bell.clone());
-            self.each(|queue| queue.serve(&epoll, &bell.rung));
+            self.each(|queue, epoll, bell| queue.serve(epoll, &bell.rung));
         }
     }
 
@@ -166,10 +165,10 @@ impl Server {
     }
 
     /// Does something with each queue; one that breaks is no more served.
-    fn each(&mut self, mut act: impl FnMut(&mut Served) -> Result<(), QueueError>) {
+    fn each(&mut self, act: impl Fn(&mut Served, &Epoll, &Bell) -> Result<(), QueueError>) {
         // From the end, because one that fails is taken out.
         for at in (0..self.queues.len()).rev() {
-            if let Err(error) = act(&mut self.queues[at]) {
+            if let Err(error) = act(&mut self.queues[at], &self.epoll, &self.bell) {
                 self.fail(at, &error);
             }
         }

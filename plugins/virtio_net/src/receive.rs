@@ -68,24 +68,14 @@ pub(crate) struct PacketReceiver {
     bounce: Vec<u8>,
     /// Bytes in `bounce` that wait for more buffers.
     waiting: Option<usize>,
-    /// Bytes of this batch, and those of them since the driver was interrupted.
+    /// Bytes of this batch.
     received: usize,
-    unannounced: usize,
 }
 
 impl PacketReceiver {
     pub(crate) fn new(card: Arc<Card>, port: Arc<PacketPort>, features: u64) -> Self {
         let buffers = RxBuffers::new(features & F_MRG_RXBUF != 0);
-        Self {
-            card,
-            port,
-            buffers,
-            ranges: Vec::new(),
-            bounce: Vec::new(),
-            waiting: None,
-            received: 0,
-            unannounced: 0,
-        }
+        Self { card, port, buffers, ranges: Vec::new(), bounce: Vec::new(), waiting: None, received: 0 }
     }
 
     /// Bytes before a frame that the descriptor itself does not give.
@@ -114,9 +104,7 @@ impl PacketReceiver {
             nix::unistd::read(self.port.fd(), &mut self.bounce[missing..])
                 .map_err(|error| MemoryError::Io(error.into()))
         };
-        let bytes = *read.as_ref().unwrap_or(&0);
-        self.received += bytes;
-        self.unannounced += bytes;
+        self.received += *read.as_ref().unwrap_or(&0);
         match read {
             Ok(0) if self.port.ends() => Ok(Some(self.gone("the other end has closed the connection"))),
             Ok(len) if direct => self.complete_direct(queue, missing + len).map(|()| None),
@@ -176,15 +164,6 @@ impl PacketReceiver {
         Ok(())
     }
 
-    /// Interrupts the driver for what it has got, if that is worth it.
-    fn announce(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
-        if self.unannounced < SHARE {
-            return Ok(());
-        }
-        self.unannounced = 0;
-        queue.signal()
-    }
-
     fn deliver_bounced(&mut self, queue: &mut VirtQueue, len: usize) -> Result<Delivery, QueueError> {
         let Some((header, frame)) = self.bounce[..len].split_first_chunk::<HEADER>() else {
             self.card.counters.rx_dropped.add(1);
@@ -209,12 +188,16 @@ impl QueueHandler for PacketReceiver {
     }
 
     fn ready(&mut self, _source: usize, queue: &mut VirtQueue) -> Result<Watch, QueueError> {
-        (self.received, self.unannounced) = (0, 0);
+        self.received = 0;
+        let mut announced = 0;
         for _ in 0..BATCH {
             if let Some(watch) = self.receive(queue)? {
                 return Ok(watch);
             }
-            self.announce(queue)?;
+            if self.received - announced >= SHARE {
+                announced = self.received;
+                queue.signal()?;
+            }
             if self.received >= BATCH_BYTES {
                 break;
             }
